@@ -1,0 +1,188 @@
+"""The network configuration of `cni-bridge`: every key of the reference `bridge`, validated. Pure."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+from cni_bridge.cni.errors import InvalidConfig
+from cni_bridge.cni.fields import Fields
+from cni_bridge.cni.request import Request
+from cni_bridge.cni.result import Result, parse_dns, parse_previous
+from cni_bridge.cni.versions import Version
+from ipam.api import Dns, Owner
+
+_LINK_NAME = re.compile(r"[!-~]{1,15}\Z")  # printable ASCII
+_NOT_IN_LINK_NAME = frozenset('/:%*"\\')  # the kernel's separators and patterns, nftables' wildcard and quote
+_MAC = re.compile(r"[0-9a-fA-F]{2}([:-][0-9a-fA-F]{2}){5}\Z")
+MAX_VLAN = 4094
+MAX_LINK_NAME = 15  # IFNAMSIZ less the terminating zero
+
+
+class Backend(StrEnum):
+    """Which of the kernel's firewalls holds an attachment's rules."""
+
+    NFTABLES = "nftables"
+    IPTABLES = "iptables"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetConf:
+    """One network's configuration. `mtu` 0 means that of the default route's link; `vlan` 0 means untagged."""
+
+    version: Version
+    bridge: str
+    is_gateway: bool
+    is_default_gateway: bool
+    force_address: bool
+    ip_masq: bool
+    ip_masq_backend: Backend | None
+    mtu: int
+    hairpin: bool
+    promisc: bool
+    vlan: int
+    vlan_trunk: tuple[int, ...]
+    vlan_aware: bool
+    preserve_default_vlan: bool
+    mac_spoof_check: bool
+    enable_dad: bool
+    disable_container_interface: bool
+    port_isolation: bool
+    dns: Dns
+    mac: str
+    ipam_type: str
+    prev_result: Result | None
+
+
+def parse_netconf(request: Request) -> NetConf:
+    """The request's configuration; a value that cannot be used is refused with its key."""
+    config = request.config
+    ipam_type = parse_ipam_type(config)
+    conf = NetConf(
+        version=request.version,
+        bridge=parse_bridge_name(config),
+        is_gateway=config.boolean("isGateway") or config.boolean("isDefaultGateway"),
+        is_default_gateway=config.boolean("isDefaultGateway"),
+        force_address=config.boolean("forceAddress"),
+        ip_masq=config.boolean("ipMasq") and bool(ipam_type),
+        ip_masq_backend=_parse_backend(config),
+        mtu=_parse_mtu(config),
+        hairpin=config.boolean("hairpinMode"),
+        promisc=config.boolean("promiscMode"),
+        vlan=config.integer("vlan", 0, low=0, high=MAX_VLAN),
+        vlan_trunk=_parse_trunk(config),
+        vlan_aware=config.has("vlanTrunk") or config.integer("vlan", 0, low=0, high=MAX_VLAN) != 0,
+        preserve_default_vlan=config.boolean("preserveDefaultVlan"),
+        mac_spoof_check=config.boolean("macspoofchk"),
+        enable_dad=config.boolean("enabledad"),
+        disable_container_interface=config.boolean("disableContainerInterface"),
+        port_isolation=config.boolean("portIsolation"),
+        dns=parse_dns(config.object("dns")),
+        mac=_parse_mac(request),
+        ipam_type=ipam_type,
+        prev_result=parse_previous(config, request.version),
+    )
+    if conf.vlan and conf.is_gateway and len(f"{conf.bridge}.{conf.vlan}") > MAX_LINK_NAME:
+        raise InvalidConfig(
+            f'bridge "{conf.bridge}" is too long for vlan {conf.vlan} with isGateway',
+            f'the gateway lives on link "{conf.bridge}.{conf.vlan}", and a link name has at most {MAX_LINK_NAME} bytes',
+        )
+    if conf.hairpin and conf.promisc:
+        raise InvalidConfig(
+            "cannot set hairpin mode and promiscuous mode at the same time", "hairpinMode and promiscMode are both true"
+        )
+    if conf.disable_container_interface and ipam_type:
+        raise InvalidConfig(
+            "cannot use IPAM when DisableContainerInterface flag is set",
+            f'disableContainerInterface is true and ipam.type is "{ipam_type}"',
+        )
+    return conf
+
+
+def parse_bridge_name(config: Fields) -> str:
+    """The name of the bridge, `cni0` where none is given."""
+    name = config.string("bridge") or "cni0"
+    if not _LINK_NAME.match(name) or name in (".", "..") or _NOT_IN_LINK_NAME & set(name):
+        raise InvalidConfig(
+            f'{config.at("bridge")} "{name}" is not a link name: 1 to 15 ASCII characters, none / : % * " \\ or space'
+        )
+    return name
+
+
+def parse_ipam_type(config: Fields) -> str:
+    """The executable name of the IPAM plugin; empty for a network without addresses."""
+    section = config.object("ipam")
+    name = section.string("type")
+    if "/" in name or name in (".", ".."):
+        raise InvalidConfig(f'{section.at("type")} "{name}" is not the name of an executable')
+    return name
+
+
+def parse_valid_attachments(request: Request) -> frozenset[Owner]:
+    """The attachments that GC has to keep; the key itself must be there (CNI SPEC, section 2, "GC")."""
+    config = request.config
+    key = next((each for each in ("cni.dev/valid-attachments", "cni.dev/attachments") if each in config), None)
+    if key is None:
+        raise InvalidConfig(
+            "cni.dev/valid-attachments is missing, so nothing was removed", "send [] to say that no attachment is valid"
+        )
+    owners = set()
+    for each in config.objects(key):
+        container_id, ifname = each.string("containerID"), each.string("ifname")
+        if not container_id or not ifname:
+            raise InvalidConfig(f"{each.path} lacks containerID or ifname, so nothing was removed")
+        owners.add(Owner(network=request.owner.network, container_id=container_id, ifname=ifname))
+    return frozenset(owners)
+
+
+def _parse_backend(config: Fields) -> Backend | None:
+    name = config.string("ipMasqBackend")
+    if name and name not in list(Backend):
+        raise InvalidConfig(f'{config.at("ipMasqBackend")} "{name}" is none of {", ".join(Backend)}')
+    return Backend(name) if name else None
+
+
+def _parse_mtu(config: Fields) -> int:
+    mtu = config.integer("mtu", 0, low=0, high=65535)
+    if 0 < mtu < 68:
+        raise InvalidConfig(f"{config.at('mtu')} {mtu} is below 68, the least that IPv4 works with (RFC 791)")
+    return mtu
+
+
+def _parse_mac(request: Request) -> str:
+    """The requested MAC address; a runtime's wish goes before the user's, and `args` before `CNI_ARGS`."""
+    runtime, args = request.config.object("runtimeConfig"), request.config.object("args").object("cni")
+    sources = (
+        (runtime.at("mac"), runtime.string("mac")),
+        (args.at("mac"), args.string("mac")),
+        ("CNI_ARGS MAC", request.args.get("MAC", "")),
+    )
+    for path, text in sources:
+        if text:
+            octets = text.lower().replace("-", ":")
+            if not _MAC.match(text) or int(octets[:2], 16) & 1 or octets == "00:00:00:00:00:00":
+                raise InvalidConfig(f'{path} "{text}" is not a unicast MAC address of six octets')
+            return octets
+    return ""
+
+
+def _parse_trunk(config: Fields) -> tuple[int, ...]:
+    """The VLAN ids of `vlanTrunk`, sorted, each once."""
+    ids: set[int] = set()
+    for each in config.objects("vlanTrunk"):
+        low = each.optional_integer("minID", low=1, high=MAX_VLAN)
+        high = each.optional_integer("maxID", low=1, high=MAX_VLAN)
+        single = each.optional_integer("id", low=1, high=MAX_VLAN)
+        if (low is None) != (high is None):
+            missing = "minID" if low is None else "maxID"
+            raise InvalidConfig(f"{each.path}: minID and maxID go together, {missing} is missing")
+        if low is None and single is None:
+            raise InvalidConfig(f"{each.path} has neither id nor minID and maxID")
+        if low is not None and high is not None:
+            if low > high:
+                raise InvalidConfig(f"{each.path}: minID {low} is greater than maxID {high}")
+            ids.update(range(low, high + 1))
+        if single is not None:
+            ids.add(single)
+    return tuple(sorted(ids))

@@ -1,0 +1,97 @@
+"""The container's end of the attachment: its settings, addresses and routes."""
+
+from __future__ import annotations
+
+import time
+
+from cni_bridge.cni.errors import KernelRefused
+from cni_bridge.cni.result import Result
+from cni_bridge.datapath import sysctl
+from cni_bridge.datapath.netlink import Link, Netlink
+from cni_bridge.plan import ContainerSpec, NetnsRef
+
+_DAD_PATIENCE = 5.0  # seconds; the kernel takes one to two
+
+
+def configure_container(inside: Netlink, spec: ContainerSpec) -> None:
+    """Configure the interface; the calling thread is in the container's namespace."""
+    link = inside.link(spec.ifname)
+    if link is None:
+        raise KernelRefused(f"interface {spec.ifname} vanished from the container while it was set up")
+    _set_sysctls(spec)
+    present = {each.address for each in inside.addresses(link.index)} if link.up else set()
+    for stale in present - set(spec.addresses):
+        if not stale.is_link_local:  # of an earlier request of the same owner
+            inside.delete_address(link.index, stale)
+    for address in spec.addresses:
+        inside.add_address(link.index, address, dad=spec.dad)
+    if spec.up:
+        inside.set_link(link.index, state="up")
+    if spec.dad and any(each.version == 6 for each in spec.addresses):
+        _wait_dad(inside, link, spec)
+    for route in spec.routes:
+        inside.append_route(link.index, route)
+
+
+def missing_container(inside: Netlink, spec: ContainerSpec, expected: Result, netns: NetnsRef) -> list[str]:
+    """What of the interface differs from the result that the runtime holds, in words.
+
+    A later plugin of the chain may have changed MAC, MTU and routes: the result's MAC counts, the MTU does not, and
+    of the routes those that the result still names, in whatever table.
+    """
+    link = inside.link(spec.ifname)
+    if link is None:
+        return [f"interface {spec.ifname} is gone from {netns.path}"]
+    position = next(
+        (i for i, each in enumerate(expected.interfaces) if each.name == spec.ifname and each.sandbox), None
+    )
+    if position is None:
+        return [f"prevResult does not name interface {spec.ifname} in a sandbox"]
+    found = []
+    mac = expected.interfaces[position].mac.lower()
+    if mac and mac != link.mac:
+        found.append(f"interface {spec.ifname} has MAC address {link.mac}, not {mac}")
+    if spec.up and not link.up:
+        found.append(f"interface {spec.ifname} is down")
+    present = {each.address for each in inside.addresses(link.index)}
+    found += [
+        f"address {each.address} is missing on {spec.ifname}"
+        for each in expected.ips
+        if each.interface in (None, position) and each.address not in present
+    ]
+    if any(route.dst in {each.dst for each in expected.routes} for route in spec.routes):
+        destinations = {(each.dst, each.gw) for each in inside.routes(link.index)}
+        kept = {each.dst for each in expected.routes}
+        found += [
+            f"route to {each.dst}{f' via {each.gw}' if each.gw else ''} is missing on {spec.ifname}"
+            for each in spec.routes
+            if each.dst in kept and (each.dst, each.gw) not in destinations
+        ]
+    return found
+
+
+def _set_sysctls(spec: ContainerSpec) -> None:
+    sysctl.write(f"ipv4/conf/{spec.ifname}/arp_notify", "1")
+    if not any(each.version == 6 for each in spec.addresses):
+        return
+    for name in ("lo", spec.ifname):
+        sysctl.write(f"ipv6/conf/{name}/disable_ipv6", "0")
+    sysctl.write(f"ipv6/conf/{spec.ifname}/keep_addr_on_down", "1")
+    if spec.dad:
+        sysctl.write(f"ipv6/conf/{spec.ifname}/enhanced_dad", "1")
+    sysctl.write(f"ipv6/conf/{spec.ifname}/accept_dad", "1" if spec.dad else "0")
+
+
+def _wait_dad(inside: Netlink, link: Link, spec: ContainerSpec) -> None:
+    """Wait until duplicate address detection has found the addresses free (RFC 4862, section 5.4)."""
+    deadline = time.monotonic() + _DAD_PATIENCE
+    while True:
+        states = [each for each in inside.addresses(link.index) if each.address in spec.addresses]
+        failed = [str(each.address) for each in states if each.dad_failed]
+        if failed:
+            raise KernelRefused(f"address {', '.join(failed)} is in use by somebody else on this bridge (DAD failed)")
+        if not any(each.tentative for each in states):
+            return
+        if time.monotonic() > deadline:
+            raise KernelRefused(f"duplicate address detection on {spec.ifname} did not end in {_DAD_PATIENCE:g} s")
+        time.sleep(0.02)

@@ -1,0 +1,170 @@
+"""The host's links as a whole: attaches, detaches, compares. Everything runs in one thread, which enters namespaces."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from ipaddress import ip_address
+from pathlib import Path
+
+from cni_bridge.cni.errors import InvalidNetns, KernelRefused
+from cni_bridge.cni.result import Result
+from cni_bridge.datapath import bridge as bridges
+from cni_bridge.datapath import forwarding, netns, port, vlan
+from cni_bridge.datapath.announce import announce
+from cni_bridge.datapath.container import configure_container, missing_container
+from cni_bridge.datapath.netlink import Link, Netlink
+from cni_bridge.datapath.netns import Netns
+from cni_bridge.plan import Attachment, BridgeSpec, GatewaySpec
+from cni_bridge.tag import MARK, host_ifname, key_of_tag, network_tag, owner_key
+from ipam.api import Interface, Owner
+
+log = logging.getLogger(__name__)
+
+# Documentation addresses (RFC 5737, RFC 3849): any that only the default route leads to.
+_ELSEWHERE = (ip_address("192.0.2.1"), ip_address("2001:db8::1"))
+
+_DEFAULT_MTU = 1500  # ETH_DATA_LEN
+
+PushUndo = Callable[[Callable[[], object]], None]
+
+
+class Datapath:
+    """Links, addresses, routes and forwarding; `lock_dir` is where bridges are locked."""
+
+    def __init__(self, lock_dir: Path) -> None:
+        self._lock_dir = lock_dir
+        self._netlink: Netlink | None = None
+
+    def uplink_mtu(self) -> int:
+        """The MTU of the link that the default route leads over, in bytes; the kernel's default if there is none."""
+        links = (self._host.route_link(address) for address in _ELSEWHERE)
+        return next((link.mtu for link in links if link is not None), _DEFAULT_MTU)
+
+    def attach(self, attachment: Attachment, target: Netns, push_undo: PushUndo) -> str:
+        """Make the attachment, and give the bridge's MAC address; each effect's undo is pushed before it."""
+        host = self._host
+        made: list[Interface] = []
+        made_bridge: list[BridgeSpec] = []
+        push_undo(lambda: self._abandon(attachment, bool(made_bridge), made))
+        with bridges.bridges_locked(self._lock_dir, alone=False):
+            bridge = bridges.ensure_bridge(host, attachment.bridge, lambda: made_bridge.append(attachment.bridge))
+            push_undo(lambda: self._host.delete_link(attachment.port.name))
+            with self._inside(target) as inside:
+                port.ensure_port(host, inside, bridge, attachment, target)
+                with netns.entered(target):
+                    configure_container(inside, attachment.container)
+            if attachment.gateway is not None:
+                gateway = attachment.gateway
+                link = vlan.gateway_link(
+                    host, bridge, gateway, lambda: push_undo(lambda: host.delete_link(gateway.link))
+                )
+                link = bridges.ensure_gateway(host, link, attachment.gateway, made.append)
+                bridge = link if link.index == bridge.index else bridge
+        if attachment.gateway is not None:
+            forwarding.ensure_forwarding(host, _families(attachment.gateway))
+        if attachment.container.up:
+            port.wait_forwarding(host, attachment.port.name)
+            self._announce(attachment, target)
+        return bridge.mac
+
+    def detach(self, attachment: Attachment) -> None:
+        """Delete the veth pair; gone already is success."""
+        self._host.delete_link(attachment.port.name)
+
+    def detach_unrecorded(self, owner: Owner, bridge: str, path: str) -> None:
+        """Delete what the owner may have without a record: its own veth, or the container's veth to the bridge.
+
+        The latter is how attachments look that the reference plugin made before this one took its place; one that
+        carries another owner's mark is left alone, and so is everything in the host's own namespace.
+        """
+        host = self._host
+        if host.delete_link(host_ifname(owner)) or not path:
+            return
+        with suppress(InvalidNetns), netns.opened(path) as target:
+            if target.ref.same_as(netns.own()):
+                return
+            with self._inside(target) as inside:
+                link = inside.link(owner.ifname)
+                outer = host.link_at(link.peer) if link is not None and link.kind == "veth" else None
+                master = host.link(bridge)
+                if outer is None or master is None or outer.master != master.index or outer.alias.startswith(MARK):
+                    return
+                log.info("deleting %s, which another plugin made for %s", outer.name, owner)
+                host.delete_link(outer.name)
+
+    def missing(self, attachment: Attachment, expected: Result, target: Netns) -> list[str]:
+        """What differs from the attachment, in words; `expected` is the result that the runtime holds."""
+        host = self._host
+        bridge = host.link(attachment.bridge.name)
+        with self._inside(target) as inside:
+            found = [
+                *bridges.missing_bridge(bridge, attachment.bridge),
+                *port.missing_port(host, inside, attachment.port, attachment.bridge, attachment.container.ifname),
+                *missing_container(inside, attachment.container, expected, target.ref),
+            ]
+        if attachment.gateway is not None:
+            link = host.link(attachment.gateway.link)
+            if link is None:
+                found.append(f"gateway link {attachment.gateway.link} is gone")
+            else:
+                found += bridges.missing_gateway(host, link, attachment.gateway)
+            found += forwarding.missing_forwarding(_families(attachment.gateway))
+        return found
+
+    def collect(self, network: str, keep: frozenset[Owner]) -> None:
+        """Delete marked host links of the network whose owners are not in `keep`."""
+        prefix, kept = network_tag(network), {owner_key(each) for each in keep}
+        for link in self._host.links():
+            if link.alias.startswith(prefix) and key_of_tag(link.alias) not in kept:
+                log.info("deleting stray link %s (%s)", link.name, link.alias)
+                self._host.delete_link(link.name)
+
+    def count_ports(self, bridge: str) -> int:
+        """How many ports the bridge has."""
+        return bridges.count_ports(self._host, bridge)
+
+    @property
+    def _host(self) -> Netlink:
+        """The socket of the host's namespace, opened in the thread that uses it."""
+        if self._netlink is None:
+            self._netlink = Netlink()
+        return self._netlink
+
+    @contextmanager
+    def _inside(self, target: Netns) -> Iterator[Netlink]:
+        with netns.entered(target):
+            inside = Netlink()
+        try:
+            yield inside
+        finally:
+            inside.close()
+
+    def _announce(self, attachment: Attachment, target: Netns) -> None:
+        container = attachment.container
+        with netns.entered(target):
+            try:
+                announce(container.ifname, container.mac, (each.ip for each in container.addresses))
+            except OSError as error:  # neighbours then learn the address when it is first used
+                log.warning("cannot announce the addresses of %s: %s", attachment.owner, error.strerror)
+
+    def _abandon(self, attachment: Attachment, made_bridge: bool, made: list[Interface]) -> None:
+        """Take back the bridge and the gateway addresses that a failed ADD made, unless others use the bridge now."""
+        if not (made_bridge or made):
+            return
+        with bridges.bridges_locked(self._lock_dir, alone=True):
+            if bridges.count_ports(self._host, attachment.bridge.name):
+                return
+            if made_bridge:
+                self._host.delete_link(attachment.bridge.name)
+                return
+            link: Link | None = self._host.link(attachment.gateway.link) if attachment.gateway else None
+            for address in made:
+                if link is not None:
+                    with suppress(KernelRefused):
+                        self._host.delete_address(link.index, address)
+
+
+def _families(gateway: GatewaySpec) -> list[int]:
+    return sorted({each.version for each in gateway.addresses})

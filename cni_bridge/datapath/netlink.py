@@ -1,0 +1,315 @@
+"""The kernel's links, addresses and routes, in the vocabulary of this project: the only module that imports pyroute2.
+
+A `Netlink` belongs to the network namespace in which its thread was when it was opened (rtnetlink(7)).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from ipaddress import ip_address, ip_interface, ip_network
+from typing import Any
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from cni_bridge.cni.errors import KernelRefused
+from ipam.api import Address, Interface, Network, Route
+
+IFF_UP = 0x1
+IFF_PROMISC = 0x100
+IFA_F_NODAD = 0x02
+IFA_F_DADFAILED = 0x08
+IFA_F_TENTATIVE = 0x40
+BR_STATE_FORWARDING = 3
+BRIDGE_VLAN_INFO_PVID = 2
+BRIDGE_VLAN_INFO_UNTAGGED = 4
+RT_TABLE_MAIN = 254
+_AF = {4: 2, 6: 10}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """What the kernel says of a link; `port_state`, `hairpin` and `isolated` are those of a bridge port."""
+
+    index: int
+    name: str
+    kind: str
+    mac: str
+    mtu: int
+    up: bool
+    promisc: bool
+    master: int
+    alias: str
+    peer: int  # IFLA_LINK: the index of a veth's other end, in that end's namespace
+    vlan_filtering: bool
+    port_state: int
+    hairpin: bool
+    isolated: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddressState:
+    """An address of a link."""
+
+    address: Interface
+    tentative: bool
+    dad_failed: bool
+
+
+class Netlink:
+    """A netlink socket of one network namespace."""
+
+    def __init__(self) -> None:
+        self._ip = IPRoute()
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._ip.close()
+
+    def link(self, name: str) -> Link | None:
+        """The link of that name."""
+        return self._get(ifname=name)
+
+    def link_at(self, index: int) -> Link | None:
+        """The link with that index."""
+        return self._get(index=index)
+
+    def links(self) -> list[Link]:
+        """Every link: for what is done now and then, never for one attachment."""
+        with _refusals("list links"):
+            return [_link(each) for each in self._ip.get_links()]
+
+    def add_bridge(self, name: str, *, mac: str, mtu: int) -> None:
+        """Make a bridge with a MAC address that does not change with its ports, and bring it up."""
+        with _refusals(f"make bridge {name}"):
+            self._ip.link("add", ifname=name, kind="bridge", address=mac, state="up", **_given(mtu=mtu))
+
+    def add_veth(
+        self, name: str, *, mac: str, mtu: int, master: int, peer: str, peer_mac: str, peer_netns: int | None
+    ) -> None:
+        """Make a veth pair in one message: this end a port of the bridge, up, the peer where it belongs.
+
+        `peer_netns` is a descriptor of the peer's namespace, None for this one.
+        """
+        inside = {"ifname": peer, "address": peer_mac, **_given(mtu=mtu)}
+        if peer_netns is not None:
+            inside["net_ns_fd"] = peer_netns
+        with _refusals(f"make veth {name} with peer {peer}"):
+            self._ip.link(
+                "add", ifname=name, kind="veth", address=mac, master=master, state="up", peer=inside, **_given(mtu=mtu)
+            )
+
+    def set_alias(self, name: str, alias: str) -> None:
+        """Set the link's alias, which `ip -d link` shows."""
+        with _refusals(f"set the alias of {name}"):
+            self._ip.link("set", ifname=name, ifalias=alias)
+
+    def set_link(self, index: int, **changes: Any) -> None:
+        """Change attributes of the link: state, mtu, address, master."""
+        with _refusals(f"change link {index} to {changes}"):
+            self._ip.link("set", index=index, **changes)
+
+    def set_promisc(self, link: Link) -> None:
+        """Put the link into promiscuous mode."""
+        with _refusals(f"set {link.name} promiscuous"):
+            self._ip.link("set", index=link.index, flags=IFF_PROMISC, mask=IFF_PROMISC)
+
+    def set_vlan_filtering(self, link: Link) -> None:
+        """Turn the bridge's VLAN filtering on."""
+        with _refusals(f"turn on VLAN filtering of {link.name}"):
+            self._ip.link("set", index=link.index, kind="bridge", br_vlan_filtering=1)
+
+    def set_port(self, index: int, *, hairpin: bool, isolated: bool) -> None:
+        """Set the flags of a bridge port."""
+        with _refusals(f"set the flags of bridge port {index}"):
+            self._ip.brport("set", index=index, mode=int(hairpin), isolated=int(isolated))
+
+    def add_vlan(self, index: int, vlan: int, *, native: bool) -> None:
+        """Let the port carry the VLAN; `native`: untagged, and where untagged frames go."""
+        flags = BRIDGE_VLAN_INFO_PVID | BRIDGE_VLAN_INFO_UNTAGGED if native else 0
+        with _refusals(f"add VLAN {vlan} to bridge port {index}"):
+            self._ip.vlan_filter("add", index=index, vlan_info={"vid": vlan, "flags": flags})
+
+    def delete_vlan(self, index: int, vlan: int) -> None:
+        """Take the VLAN off the port."""
+        with _refusals(f"take VLAN {vlan} off bridge port {index}"):
+            self._ip.vlan_filter("del", index=index, vlan_info={"vid": vlan})
+
+    def delete_link(self, name: str) -> bool:
+        """Delete the link; False if it is not there."""
+        try:
+            with _refusals(f"delete link {name}"):
+                self._ip.link("del", ifname=name)
+        except KernelRefused as error:
+            if error.errno == errno.ENODEV:
+                return False
+            raise
+        return True
+
+    def addresses(self, index: int) -> list[AddressState]:
+        """The addresses of the link."""
+        with _refusals(f"list addresses of link {index}"):
+            return [_address(each) for each in self._ip.get_addr(index=index)]
+
+    def add_address(self, index: int, address: Interface, *, dad: bool) -> bool:
+        """Add the address; False if the link has it already. Without `dad` an IPv6 address is usable at once."""
+        flags = {"flags": IFA_F_NODAD} if address.version == 6 and not dad else {}
+        broadcast = {"broadcast": str(address.network.broadcast_address)} if _has_broadcast(address) else {}
+        return self._unless_there(
+            f"add address {address} to link {index}",
+            lambda: self._ip.addr(
+                "add", index=index, address=str(address.ip), prefixlen=address.network.prefixlen, **flags, **broadcast
+            ),
+        )
+
+    def delete_address(self, index: int, address: Interface) -> None:
+        """Remove the address."""
+        with _refusals(f"remove address {address} from link {index}"):
+            self._ip.addr("del", index=index, address=str(address.ip), prefixlen=address.network.prefixlen)
+
+    def append_route(self, index: int, route: Route) -> bool:
+        """Add the route over the link, beside others to the same destination; False if it is there already."""
+        scope = route.scope
+        if scope is None and route.gw is None and route.dst.version == 4:
+            scope = 253  # RT_SCOPE_LINK: the destination is on the link itself
+        metrics = _given(mtu=route.mtu or 0, advmss=route.advmss or 0)
+        values: dict[str, Any] = {
+            "family": _AF[route.dst.version],
+            "dst": str(route.dst),
+            "oif": index,
+            **({"gateway": str(route.gw)} if route.gw is not None else {}),
+            **({"metrics": metrics} if metrics else {}),
+            **({"priority": route.priority} if route.priority is not None else {}),
+            **({"table": route.table} if route.table is not None else {}),
+            **({"scope": scope} if scope is not None else {}),
+        }
+        via = f" via {route.gw}" if route.gw is not None else ""
+        return self._unless_there(f"add route {route.dst}{via}", lambda: self._ip.route("append", **values))
+
+    def routes(self, index: int) -> list[Route]:
+        """The routes over the link in every table but the local one."""
+        with _refusals(f"list routes over link {index}"):
+            found = [
+                route
+                for family in (2, 10)
+                for each in self._ip.get_routes(family=family)
+                for route in _routes(each, index)
+            ]
+        return [each for each in found if each.table != 255]  # RT_TABLE_LOCAL
+
+    def has_ra_route(self, index: int) -> bool:
+        """Whether a router advertisement gave the link a route."""
+        with _refusals(f"list routes over link {index}"):
+            return any(
+                each["proto"] == 9 and each.get("RTA_OIF") == index  # RTPROT_RA
+                for each in self._ip.get_routes(family=10)
+            )
+
+    def route_link(self, destination: Address) -> Link | None:
+        """The link over which the kernel would send to the destination; nothing is sent."""
+        try:
+            with _refusals(f"look up the route to {destination}"):
+                found = self._ip.route("get", dst=str(destination), family=_AF[destination.version])
+                index = next((each.get("RTA_OIF") for each in found), None)
+        except KernelRefused:
+            return None
+        return self.link_at(index) if index is not None else None
+
+    def _get(self, **selector: Any) -> Link | None:
+        try:
+            with _refusals(f"read link {selector}"):
+                return next((_link(each) for each in self._ip.link("get", **selector)), None)
+        except KernelRefused as error:
+            if error.errno == errno.ENODEV:
+                return None
+            raise
+
+    def _unless_there(self, purpose: str, change: Callable[[], object]) -> bool:
+        try:
+            with _refusals(purpose):
+                change()
+        except KernelRefused as error:
+            if error.errno == errno.EEXIST:
+                return False
+            raise
+        return True
+
+
+@contextmanager
+def _refusals(purpose: str) -> Iterator[None]:
+    try:
+        yield
+    except NetlinkError as error:
+        reason = os.strerror(error.code).lower()
+        raise KernelRefused(f"the kernel refused to {purpose}: {reason}", errno=error.code) from None
+
+
+def _given(**values: int) -> dict[str, int]:
+    """The values that are not 0."""
+    return {key: value for key, value in values.items() if value}
+
+
+def _has_broadcast(address: Interface) -> bool:
+    return address.version == 4 and address.network.prefixlen < 31
+
+
+def _link(message: Any) -> Link:
+    port = message.get_nested("IFLA_LINKINFO", "IFLA_INFO_SLAVE_DATA")
+    bridge = message.get_nested("IFLA_LINKINFO", "IFLA_INFO_DATA")
+    kind = message.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") or ""
+    return Link(
+        index=message["index"],
+        name=message.get("IFLA_IFNAME"),
+        kind=kind,
+        mac=(message.get("IFLA_ADDRESS") or "").lower(),
+        mtu=message.get("IFLA_MTU") or 0,
+        up=bool(message["flags"] & IFF_UP),
+        promisc=bool(message["flags"] & IFF_PROMISC),
+        master=message.get("IFLA_MASTER") or 0,
+        alias=message.get("IFLA_IFALIAS") or "",
+        peer=message.get("IFLA_LINK") or 0,
+        vlan_filtering=kind == "bridge" and bool(bridge.get("IFLA_BR_VLAN_FILTERING")),
+        port_state=_port(port, "IFLA_BRPORT_STATE"),
+        hairpin=bool(_port(port, "IFLA_BRPORT_MODE")),
+        isolated=bool(_port(port, "IFLA_BRPORT_ISOLATED")),
+    )
+
+
+def _port(data: Any, name: str) -> int:
+    return int(data.get(name) or 0) if data is not None and hasattr(data, "get") else 0
+
+
+def _address(message: Any) -> AddressState:
+    flags = message.get("IFA_FLAGS") or message["flags"]
+    local = message.get("IFA_LOCAL") or message.get("IFA_ADDRESS")
+    return AddressState(
+        address=ip_interface(f"{local}/{message['prefixlen']}"),
+        tentative=bool(flags & IFA_F_TENTATIVE),
+        dad_failed=bool(flags & IFA_F_DADFAILED),
+    )
+
+
+def _routes(message: Any, index: int) -> Iterator[Route]:
+    """The routes in a message that lead over the link: one, or those of its next hops."""
+    family = {2: "0.0.0.0/0", 10: "::/0"}[message["family"]]
+    destination = message.get("RTA_DST")
+    dst: Network = ip_network(f"{destination}/{message['dst_len']}" if destination else family)
+    metrics = message.get("RTA_METRICS")
+    hops = message.get("RTA_MULTIPATH") or [message]
+    for hop in hops:
+        oif = hop["oif"] if hop is not message else message.get("RTA_OIF")
+        if oif == index:
+            gateway = hop.get("RTA_GATEWAY")
+            yield Route(
+                dst=dst,
+                gw=ip_address(gateway) if gateway else None,
+                mtu=metrics.get("RTAX_MTU") if metrics is not None else None,
+                advmss=metrics.get("RTAX_ADVMSS") if metrics is not None else None,
+                priority=message.get("RTA_PRIORITY"),
+                table=message.get("RTA_TABLE") or message["table"],
+                scope=message["scope"],
+            )

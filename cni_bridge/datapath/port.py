@@ -1,0 +1,130 @@
+"""The veth pair: its host end a port of the bridge, its other end in the container."""
+
+from __future__ import annotations
+
+import errno
+import time
+
+from cni_bridge.cni.errors import KernelFeatureMissing, KernelRefused, LinkConflict
+from cni_bridge.datapath import sysctl
+from cni_bridge.datapath.bridge import MAX_PORTS
+from cni_bridge.datapath.netlink import BR_STATE_FORWARDING, Link, Netlink
+from cni_bridge.datapath.netns import Netns, entered
+from cni_bridge.plan import Attachment, BridgeSpec, PortSpec
+
+_READY_PATIENCE = 3.0  # seconds; carrier of a veth comes through the kernel's link watch, within a millisecond or so
+_DEFAULT_VLAN = 1
+
+
+def ensure_port(host: Netlink, inside: Netlink, bridge: Link, attachment: Attachment, netns: Netns) -> None:
+    """Make the veth pair, or adopt the one that an earlier request of the same owner made."""
+    spec, container = attachment.port, attachment.container
+    link = host.link(spec.name)
+    if link is not None and not _leads_to(host, inside, link, container.ifname):
+        host.delete_link(spec.name)  # of an earlier namespace of this container
+        link = None
+    if link is None:
+        taken = inside.link(container.ifname)
+        if taken is not None:
+            raise LinkConflict(
+                f'interface "{container.ifname}" already exists in {netns.ref.path}: it is a {taken.kind or "device"}',
+                f"CNI_IFNAME is {container.ifname}",
+            )
+        _make(host, bridge, attachment, netns)
+        sysctl.write_if_there(f"ipv6/conf/{spec.name}/accept_ra", "0")
+        host.set_alias(spec.name, spec.alias)
+        link = _present(host, spec.name)
+    changes = {"master": bridge.index} if link.master != bridge.index else {}
+    if spec.mtu and link.mtu != spec.mtu:
+        changes["mtu"] = spec.mtu
+    if changes or not link.up:
+        host.set_link(link.index, state="up", **changes)
+    if (link.hairpin, link.isolated) != (spec.hairpin, spec.isolated):
+        host.set_port(link.index, hairpin=spec.hairpin, isolated=spec.isolated)
+    _ensure_vlans(host, link, spec)
+
+
+def wait_forwarding(host: Netlink, name: str) -> None:
+    """Wait until the bridge forwards from the port."""
+    deadline = time.monotonic() + _READY_PATIENCE
+    pause = 0.0005
+    while (link := _present(host, name)).port_state != BR_STATE_FORWARDING:
+        if time.monotonic() > deadline:
+            raise KernelRefused(f"bridge port {name} does not come up: its state is {link.port_state}")
+        time.sleep(pause)
+        pause = min(pause * 2, 0.05)
+
+
+def missing_port(host: Netlink, inside: Netlink, spec: PortSpec, bridge: BridgeSpec, ifname: str) -> list[str]:
+    """What of the port differs, in words."""
+    link, master = host.link(spec.name), host.link(bridge.name)
+    if link is None:
+        return [f"veth {spec.name} is gone"]
+    differences = {
+        f"veth {spec.name} does not lead to {ifname} in the container": not _leads_to(host, inside, link, ifname),
+        f"veth {spec.name} is down": not link.up,
+        f"veth {spec.name} is no port of bridge {bridge.name}": master is None or link.master != master.index,
+        f"veth {spec.name} has mtu {link.mtu}, not {spec.mtu}": spec.mtu not in (0, link.mtu),
+        f"veth {spec.name} has hairpin mode {'on' if link.hairpin else 'off'}": link.hairpin != spec.hairpin,
+        f"veth {spec.name} has port isolation {'on' if link.isolated else 'off'}": link.isolated != spec.isolated,
+        f"veth {spec.name} is not forwarding": link.up and link.port_state not in (0, BR_STATE_FORWARDING),
+    }
+    return [words for words, differs in differences.items() if differs]
+
+
+def _make(host: Netlink, bridge: Link, attachment: Attachment, netns: Netns) -> None:
+    spec, container = attachment.port, attachment.container
+    try:
+        host.add_veth(
+            spec.name,
+            mac=spec.mac,
+            mtu=spec.mtu,
+            master=bridge.index,
+            peer=container.ifname,
+            peer_mac=container.mac,
+            peer_netns=netns.fd,
+        )
+    except KernelRefused as error:
+        if error.errno == errno.EXFULL:
+            raise KernelRefused(
+                f"bridge {bridge.name} is full: the kernel allows {MAX_PORTS} ports; spread the containers over bridges"
+            ) from None
+        raise
+
+
+def _leads_to(host: Netlink, inside: Netlink, link: Link, ifname: str) -> bool:
+    """Whether the veth's other end is the interface of that name in the container."""
+    peer = inside.link(ifname)
+    return link.kind == "veth" and peer is not None and link.peer == peer.index and peer.peer == link.index
+
+
+def _present(host: Netlink, name: str) -> Link:
+    link = host.link(name)
+    if link is None:
+        raise KernelRefused(f"veth {name} vanished while it was set up; was its container removed?")
+    return link
+
+
+def _ensure_vlans(host: Netlink, link: Link, spec: PortSpec) -> None:
+    """Set the VLANs of the port: the access VLAN untagged, the trunk tagged, 1 native where only a trunk is set."""
+    if not spec.vlan and not spec.vlan_trunk:
+        return
+    try:
+        if not spec.preserve_default_vlan:
+            host.delete_vlan(link.index, _DEFAULT_VLAN)
+        host.add_vlan(link.index, spec.vlan or _DEFAULT_VLAN, native=True)
+        for vlan in spec.vlan_trunk:
+            if vlan != spec.vlan:
+                host.add_vlan(link.index, vlan, native=False)
+    except KernelRefused as error:
+        if error.errno == errno.EOPNOTSUPP:
+            raise KernelFeatureMissing(
+                "this kernel has no bridge VLAN filtering (CONFIG_BRIDGE_VLAN_FILTERING), which vlan and vlanTrunk need"
+            ) from None
+        raise
+
+
+def inside_netlink(netns: Netns) -> Netlink:
+    """A netlink socket of the namespace, usable from outside of it."""
+    with entered(netns):
+        return Netlink()

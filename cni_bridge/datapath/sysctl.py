@@ -1,0 +1,45 @@
+"""Kernel settings of the network namespace that the calling thread is in (Documentation/networking/ip-sysctl.rst).
+
+Names are written with slashes, because link names may contain dots.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cni_bridge.cni.errors import KernelRefused
+
+_ROOT = Path("/proc/sys/net")
+
+
+def read(name: str) -> str:
+    """The value; empty if this kernel does not have the setting."""
+    try:
+        return (_ROOT / name).read_text().strip()
+    except OSError:
+        return ""
+
+
+def write(name: str, value: str) -> None:
+    """Set the value where it differs."""
+    if read(name) == value:
+        return
+    try:
+        (_ROOT / name).write_text(value)
+    except OSError as error:
+        shown = "net." + name.replace("/", ".")
+        raise KernelRefused(f"cannot set {shown} to {value}: {error.strerror}", errno=error.errno or 0) from None
+
+
+def write_if_there(name: str, value: str) -> None:
+    """Set the value, unless this kernel does not have the setting (IPv6 may be compiled out or disabled)."""
+    if (_ROOT / name).exists():
+        write(name, value)
+
+
+def link_names(family: str) -> list[str]:
+    """The links that have settings of the family, `ipv4` or `ipv6`."""
+    try:
+        return sorted(each.name for each in (_ROOT / family / "conf").iterdir() if each.name not in ("all", "default"))
+    except OSError:
+        return []

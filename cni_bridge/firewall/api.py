@@ -1,0 +1,27 @@
+"""The interface of the firewall backends: whole attachments, never single rules."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from cni_bridge.policy import Policy
+from ipam.api import Owner
+
+
+class Firewall(Protocol):
+    """One backend. Every call is one transaction; failures are `FirewallFailed`."""
+
+    def apply(self, policy: Policy) -> None:
+        """Make the policy hold; a repeat changes nothing, and a stale rule for the same address is replaced."""
+
+    def remove(self, policy: Policy) -> None:
+        """Remove what `apply` made; what is gone already is success."""
+
+    def missing(self, policy: Policy) -> list[str]:
+        """What of the policy, or of the base that all policies share, is not there; changes nothing."""
+
+    def collect(self, network: str, keep: frozenset[Owner]) -> None:
+        """Remove the rules of owners in this network that are not in `keep`."""
+
+    def unusable(self) -> str:
+        """Why this backend cannot work on this host; empty if it can."""

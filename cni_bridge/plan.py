@@ -1,0 +1,243 @@
+"""Turns a configuration, an owner and its addresses into the desired state of the attachment. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import ip_network
+
+from cni_bridge.cni.netconf import Backend, NetConf
+from cni_bridge.cni.result import InterfaceEntry, IpEntry, Result
+from cni_bridge.policy import Masquerade, Policy, SpoofCheck
+from cni_bridge.tag import container_mac, host_ifname, host_mac, owner_tag
+from ipam.api import Address, Allocation, Interface, Network, Owner, Route
+
+SCOPE_LINK = 253  # RT_SCOPE_LINK, rtnetlink(7)
+DEFAULT_ROUTES: dict[int, Network] = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetnsRef:
+    """A network namespace: the path the runtime gave, and the device and inode that tell it from another one."""
+
+    path: str
+    device: int
+    inode: int
+
+    def same_as(self, other: NetnsRef) -> bool:
+        """Whether both are one namespace, by whatever paths."""
+        return (self.device, self.inode) == (other.device, other.inode)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BridgeSpec:
+    """The bridge. `mtu` is set where the bridge is made, and raised to where `mtu_configured`."""
+
+    name: str
+    mtu: int
+    mtu_configured: bool
+    promisc: bool
+    vlan_filtering: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PortSpec:
+    """The veth end on the host, a port of the bridge."""
+
+    name: str
+    alias: str
+    mac: str
+    mtu: int
+    hairpin: bool
+    isolated: bool
+    vlan: int
+    vlan_trunk: tuple[int, ...]
+    preserve_default_vlan: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerSpec:
+    """The veth end in the container."""
+
+    ifname: str
+    mac: str
+    mtu: int
+    up: bool
+    dad: bool
+    addresses: tuple[Interface, ...]
+    routes: tuple[Route, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewaySpec:
+    """The host's own addresses in the network, on the bridge or on a link of the access VLAN."""
+
+    link: str
+    vlan: int
+    addresses: tuple[Interface, ...]
+    force: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attachment:
+    """The desired state of one attachment: what ADD makes, CHECK compares and DEL removes."""
+
+    owner: Owner
+    netns: NetnsRef
+    ipam_type: str
+    bridge: BridgeSpec
+    port: PortSpec
+    container: ContainerSpec
+    gateway: GatewaySpec | None
+    policies: tuple[Policy, ...]
+
+
+def plan(
+    conf: NetConf,
+    owner: Owner,
+    netns: NetnsRef,
+    allocation: Allocation,
+    *,
+    implied_gateways: frozenset[Address],
+    backend: Backend,
+    uplink_mtu: int,
+) -> Attachment:
+    """The attachment of the owner.
+
+    `implied_gateways` are those that nobody configured; `backend` is the firewall for masquerading where the
+    configuration names none; `uplink_mtu` is the MTU in bytes of the host's default route.
+    """
+    mtu = conf.mtu or uplink_mtu
+    gateways = tuple(_gateways(conf, allocation))
+    gateway_link = f"{conf.bridge}.{conf.vlan}" if conf.vlan and conf.is_gateway else conf.bridge
+    return Attachment(
+        owner=owner,
+        netns=netns,
+        ipam_type=conf.ipam_type,
+        bridge=BridgeSpec(
+            name=conf.bridge,
+            mtu=mtu,
+            mtu_configured=bool(conf.mtu),
+            promisc=conf.promisc,
+            vlan_filtering=conf.vlan_aware,
+        ),
+        port=PortSpec(
+            name=host_ifname(owner),
+            alias=owner_tag(owner),
+            mac=host_mac(owner),
+            mtu=mtu,
+            hairpin=conf.hairpin,
+            isolated=conf.port_isolation,
+            vlan=conf.vlan,
+            vlan_trunk=conf.vlan_trunk,
+            preserve_default_vlan=conf.preserve_default_vlan,
+        ),
+        container=ContainerSpec(
+            ifname=owner.ifname,
+            mac=conf.mac or container_mac(owner),
+            mtu=mtu,
+            up=not conf.disable_container_interface,
+            dad=conf.enable_dad,
+            addresses=tuple(each.address for each in allocation.leases),
+            routes=tuple(_resolved_routes(conf, allocation, implied_gateways)),
+        ),
+        gateway=GatewaySpec(
+            link=gateway_link, vlan=conf.vlan, addresses=tuple(dict.fromkeys(gateways)), force=conf.force_address
+        )
+        if conf.is_gateway and gateways
+        else None,
+        policies=tuple(_policies(conf, owner, allocation, backend, gateway_link)),
+    )
+
+
+def build_result(conf: NetConf, attachment: Attachment, allocation: Allocation, bridge_mac: str, netns: str) -> Result:
+    """The result of ADD; `bridge_mac` is what the bridge has, and `netns` the path as the runtime wrote it."""
+    bridge, port, container = attachment.bridge, attachment.port, attachment.container
+    gateways = tuple(_gateways(conf, allocation)) if conf.is_gateway else ()
+    result = Result(
+        interfaces=(
+            InterfaceEntry(name=bridge.name, mac=bridge_mac),
+            InterfaceEntry(name=port.name, mac=port.mac, mtu=port.mtu),
+            InterfaceEntry(name=container.ifname, mac=container.mac, mtu=container.mtu, sandbox=netns),
+        ),
+        ips=tuple(
+            IpEntry(
+                address=lease.address,
+                gateway=gateways[position].ip if gateways else lease.gateway,
+                interface=2,
+            )
+            for position, lease in enumerate(allocation.leases)
+        ),
+        routes=allocation.routes + tuple(_added_default_routes(conf, allocation)),
+        dns=conf.dns or allocation.dns,
+    )
+    return result.after(conf.prev_result) if conf.prev_result is not None else result
+
+
+def _gateways(conf: NetConf, allocation: Allocation) -> Iterator[Interface]:
+    """The gateway of each lease, in its subnet; the subnet's first host where IPAM names none."""
+    for lease in allocation.leases:
+        network = lease.address.network
+        address = lease.gateway or type(lease.address.ip)(int(network.network_address) + 1)
+        yield type(lease.address)(f"{address}/{network.prefixlen}")
+
+
+def _added_default_routes(conf: NetConf, allocation: Allocation) -> Iterator[Route]:
+    """What `isDefaultGateway` adds: a default route for each family that has none."""
+    if not conf.is_default_gateway:
+        return
+    for family, default in DEFAULT_ROUTES.items():
+        gateway = next((each.ip for each in _gateways(conf, allocation) if each.version == family), None)
+        if gateway is not None and not any(route.dst == default for route in allocation.routes):
+            yield Route(dst=default, gw=gateway)
+
+
+def _resolved_routes(conf: NetConf, allocation: Allocation, implied_gateways: frozenset[Address]) -> Iterator[Route]:
+    """Every route with the gateway it gets.
+
+    One without a gateway of its own takes its family's first. Where this host is not the gateway and none is
+    configured, there may be none at all: then only a default route, which means nothing else, goes there.
+    """
+    for route in (*allocation.routes, *_added_default_routes(conf, allocation)):
+        on_link = route.scope is not None and route.scope >= SCOPE_LINK
+        gw = route.gw
+        if gw is None and not on_link:
+            gw = _family_gateway(conf, allocation, route.dst.version)
+            if gw in implied_gateways and not conf.is_gateway and route.dst != DEFAULT_ROUTES[route.dst.version]:
+                gw = None
+        yield Route(
+            dst=route.dst,
+            gw=gw,
+            mtu=route.mtu,
+            advmss=route.advmss,
+            priority=route.priority,
+            table=route.table,
+            scope=route.scope,
+        )
+
+
+def _family_gateway(conf: NetConf, allocation: Allocation, family: int) -> Address | None:
+    if conf.is_gateway:
+        return next((each.ip for each in _gateways(conf, allocation) if each.version == family), None)
+    return next(
+        (each.gateway for each in allocation.leases if each.gateway is not None and each.address.version == family),
+        None,
+    )
+
+
+def _policies(
+    conf: NetConf, owner: Owner, allocation: Allocation, backend: Backend, gateway_link: str
+) -> Iterator[Policy]:
+    if conf.ip_masq and allocation.leases:
+        links = tuple(dict.fromkeys((conf.bridge, gateway_link)))
+        yield Policy(
+            backend=conf.ip_masq_backend or backend,
+            owner=owner,
+            masquerade=tuple(Masquerade(address=lease.address.ip, local_links=links) for lease in allocation.leases),
+        )
+    if conf.mac_spoof_check:
+        yield Policy(
+            backend=Backend.NFTABLES,
+            owner=owner,
+            spoof_check=SpoofCheck(port=host_ifname(owner), mac=conf.mac or container_mac(owner)),
+        )

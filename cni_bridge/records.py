@@ -1,0 +1,86 @@
+"""The desired state of each attachment, one file each: written before the first effect of ADD, removed after the last
+of DEL, so that everything can be undone by whoever knows no more than the owner.
+
+They live in the run directory: what they describe (links, rules) does not survive a reboot either.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from cni_bridge.cni.errors import CniError, Code
+from cni_bridge.files import file_name
+from cni_bridge.plan import Attachment
+from ipam.api import Owner
+from ipam.codec import decode, encode
+
+FORMAT = 1
+
+
+class Records:
+    """The attachment records in `directory`, a folder for each network."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def read(self, owner: Owner) -> Attachment | None:
+        """The owner's attachment; None if there is no record."""
+        try:
+            text = self._path(owner).read_bytes()
+        except FileNotFoundError:
+            return None
+        return _parse(text, self._path(owner))
+
+    def write(self, attachment: Attachment) -> None:
+        """Keep the attachment, whole or not at all."""
+        path = self._path(attachment.owner)
+        draft = path.with_name(f".{path.name}.new")  # the owner's lock is held: nobody else writes it
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        draft.unlink(missing_ok=True)
+        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            with open(fd, "w") as file:
+                json.dump({"format": FORMAT, "attachment": encode(attachment)}, file)
+            draft.rename(path)
+        except BaseException:
+            draft.unlink(missing_ok=True)
+            raise
+
+    def remove(self, owner: Owner) -> None:
+        """Forget the attachment; forgotten already is success."""
+        path = self._path(owner)
+        path.unlink(missing_ok=True)
+        with suppress(OSError):  # not empty, or gone already
+            path.parent.rmdir()
+
+    def all(self, network: str | None = None) -> Iterator[Attachment]:
+        """The attachments of one network, or of all."""
+        for path in sorted(self._directory.glob(f"{file_name(network) if network is not None else '*'}/*.json")):
+            with suppress(FileNotFoundError):  # removed meanwhile
+                attachment = _parse(path.read_bytes(), path)
+                if network in (None, attachment.owner.network):
+                    yield attachment
+
+    def require_writable(self) -> None:
+        """Fail if no record could be written."""
+        if not os.access(self._directory, os.W_OK | os.X_OK):
+            raise CniError(Code.IO_FAILURE, f"{self._directory} is not writable, so no attachment can be recorded")
+
+    def _path(self, owner: Owner) -> Path:
+        return self._directory / file_name(owner.network) / f"{file_name(f'{owner.container_id}:{owner.ifname}')}.json"
+
+
+def _parse(text: bytes, path: Path) -> Attachment:
+    try:
+        document = json.loads(text)
+        if document["format"] != FORMAT:
+            raise ValueError(f"its format is {document['format']}, this program knows {FORMAT}")
+        return decode(Attachment, document["attachment"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CniError(
+            Code.IO_FAILURE, f"attachment record {path} cannot be read: {error}", "remove it and repeat the request"
+        ) from None

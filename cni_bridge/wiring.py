@@ -1,0 +1,93 @@
+"""Puts the parts together: the only place that chooses which implementation serves a request."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from pathlib import Path
+
+from cni_bridge import own_ipam
+from cni_bridge.cni.netconf import Backend
+from cni_bridge.cni.request import Request
+from cni_bridge.datapath.host import Datapath
+from cni_bridge.firewall.iptables import IptablesFirewall
+from cni_bridge.firewall.nftables import NftablesFirewall
+from cni_bridge.ipam_exec import ExecIpam, find_executable
+from cni_bridge.locks import owner_locked
+from cni_bridge.records import Records
+from cni_bridge.verbs import IpamSource, Runtime
+from ipam.api import Ipam
+from ipam.settings import Settings
+
+OWN_IPAM = "cni-ipam"
+_STAND_IN_FOR = "host-local"  # ours if that name in CNI_PATH leads to our executable
+
+
+class OwnIpam:
+    """This project's IPAM."""
+
+    own = True
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def open(self) -> AbstractAsyncContextManager[Ipam]:
+        """See `IpamSource.open`."""
+        return own_ipam.opened(self._settings)
+
+
+class ForeignIpam:
+    """Another plugin's executable."""
+
+    own = False
+
+    def __init__(self, executable: Path, request: Request) -> None:
+        self._ipam = ExecIpam(executable, request)
+
+    def open(self) -> AbstractAsyncContextManager[Ipam]:
+        """See `IpamSource.open`."""
+        return self._opened()
+
+    @asynccontextmanager
+    async def _opened(self) -> AsyncIterator[Ipam]:
+        yield self._ipam
+
+
+def find_ipam(settings: Settings, request: Request, ipam_type: str) -> IpamSource:
+    """The IPAM of that type."""
+    if ipam_type == OWN_IPAM:
+        return OwnIpam(settings)
+    executable = find_executable(ipam_type, request.path)
+    if ipam_type == _STAND_IN_FOR and executable.resolve() in _own_executables():
+        return OwnIpam(settings)
+    return ForeignIpam(executable, request)
+
+
+@contextmanager
+def runtime(settings: Settings) -> Iterator[Runtime]:
+    """What the verbs need, made for this node's settings."""
+    locks = settings.run_dir / "locks"
+    records = settings.run_dir / "attachments"
+    for directory in (locks, records):
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="kernel") as kernel_thread:
+        yield Runtime(
+            records=Records(records),
+            datapath=Datapath(locks),
+            firewalls={
+                Backend.NFTABLES: NftablesFirewall(),
+                Backend.IPTABLES: IptablesFirewall(patience=settings.request_timeout),
+            },
+            find_ipam=lambda request, ipam_type: find_ipam(settings, request, ipam_type),
+            locked=lambda owner: owner_locked(locks, owner, patience=settings.request_timeout),
+            kernel_thread=kernel_thread,
+        )
+
+
+def _own_executables() -> frozenset[Path]:
+    """Where this project's plugins are installed: beside the one that runs."""
+    directory = Path(os.path.realpath(sys.argv[0])).parent
+    return frozenset((directory / name).resolve() for name in ("cni-bridge", OWN_IPAM))

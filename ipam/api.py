@@ -1,0 +1,145 @@
+"""The vocabulary of address management: who owns, what is wanted, what was given, and who can give it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+)
+from typing import Protocol
+
+Address = IPv4Address | IPv6Address
+Interface = IPv4Interface | IPv6Interface
+Network = IPv4Network | IPv6Network
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Owner:
+    """One attachment: the key of its leases, its lock, its record and its firewall rules (CNI SPEC, section 2)."""
+
+    network: str
+    container_id: str
+    ifname: str
+
+    def __str__(self) -> str:
+        return f"{self.network}/{self.container_id}/{self.ifname}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Range:
+    """A run of addresses of one subnet, first and last included, to hand out; never the gateway."""
+
+    subnet: Network
+    first: Address
+    last: Address
+    gateway: Address | None = None
+
+    def __str__(self) -> str:
+        return f"{self.first}-{self.last}"
+
+    def holds(self, address: Address) -> bool:
+        """Whether the address lies between first and last."""
+        return address.version == self.subnet.version and int(self.first) <= int(address) <= int(self.last)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RangeSet:
+    """Ranges of one family that serve as one pool: an attachment gets one address of each set."""
+
+    ranges: tuple[Range, ...]
+
+    @property
+    def family(self) -> int:
+        """4 or 6."""
+        return self.ranges[0].subnet.version
+
+    def __str__(self) -> str:
+        return ",".join(map(str, self.ranges))
+
+    def range_of(self, address: Address) -> Range | None:
+        """The range of this set that holds the address."""
+        return next((each for each in self.ranges if each.holds(address)), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """A route of the result (CNI SPEC, section 5); None leaves the choice to the kernel."""
+
+    dst: Network
+    gw: Address | None = None
+    mtu: int | None = None
+    advmss: int | None = None
+    priority: int | None = None
+    table: int | None = None
+    scope: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dns:
+    """Resolver settings of the result (CNI SPEC, section 5)."""
+
+    nameservers: tuple[str, ...] = ()
+    domain: str = ""
+    search: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.nameservers or self.domain or self.search or self.options)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What one attachment asks for: an address of every range set, the requested ones where they fit.
+
+    `routes` and `dns` are configured next to the ranges and come back with the allocation unchanged.
+    """
+
+    owner: Owner
+    range_sets: tuple[RangeSet, ...] = ()
+    requested: tuple[Address, ...] = ()
+    routes: tuple[Route, ...] = ()
+    dns: Dns = field(default_factory=Dns)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """An address held by its owner; `since` is the wall clock, for people only."""
+
+    owner: Owner
+    address: Interface
+    gateway: Address | None
+    since: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allocation:
+    """The answer to a `Wanted`: its leases in the order of the range sets, and what goes with them."""
+
+    leases: tuple[Lease, ...]
+    routes: tuple[Route, ...] = ()
+    dns: Dns = field(default_factory=Dns)
+
+
+class Ipam(Protocol):
+    """Owns addresses. Each call is all or nothing, and may be repeated; failures are `ipam.errors.IpamError`."""
+
+    async def allocate(self, wanted: Wanted) -> Allocation:
+        """Give the owner its addresses; a repeat gives the same ones."""
+
+    async def release(self, owner: Owner) -> None:
+        """Take back all that the owner holds; nothing held is success."""
+
+    async def check(self, wanted: Wanted, addresses: tuple[Interface, ...]) -> None:
+        """Fail with `LeaseMissing` unless the owner holds these addresses."""
+
+    async def collect(self, network: str, keep: frozenset[Owner]) -> None:
+        """Take back what owners of this network hold that are not in `keep`."""
+
+    async def status(self, wanted: Wanted) -> None:
+        """Fail with the reason why `allocate` for a new owner could not be served now."""

@@ -1,0 +1,93 @@
+"""Builds and validates ranges and range sets, with the defaults of the reference `host-local`. Pure."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address, ip_network
+from itertools import combinations
+
+from ipam.api import Address, Network, Range, RangeSet
+from ipam.errors import BadRanges
+
+
+def parse_subnet(text: str) -> Network:
+    """A subnet in CIDR notation without host bits."""
+    if "/" not in text:
+        raise BadRanges(f'subnet "{text}" has no prefix length; write it as ADDRESS/LENGTH')
+    try:
+        subnet = ip_network(text, strict=False)
+    except ValueError:
+        raise BadRanges(f'subnet "{text}" is not an IPv4 or IPv6 subnet in CIDR notation') from None
+    if str(subnet.network_address) != str(ip_address(text.split("/")[0])):
+        raise BadRanges(
+            f'subnet "{text}" has host bits set. For a subnet mask of length {subnet.prefixlen} '
+            f"the network address is {subnet.network_address}"
+        )
+    return subnet
+
+
+def never_handed_out(subnet: Network) -> frozenset[int]:
+    """The subnet's own address and, in IPv4, its broadcast address (RFC 919; RFC 3021 and 6164 exempt /31 and /127)."""
+    if subnet.prefixlen >= subnet.max_prefixlen - 1:
+        return frozenset()
+    own = {int(subnet.network_address)}
+    return frozenset(own | {int(subnet.broadcast_address)} if subnet.version == 4 else own)
+
+
+def build_range(
+    subnet: Network,
+    *,
+    start: Address | None = None,
+    end: Address | None = None,
+    gateway: Address | None = None,
+    first_may_be_claimed: bool = False,
+) -> Range:
+    """A range with what is not given filled in: from the second address, to the last but the broadcast address.
+
+    The gateway is the subnet's first host address; with `first_may_be_claimed`, a range that is configured to start
+    there has it for containers instead.
+    """
+    base, top = int(subnet.network_address), int(subnet.broadcast_address)
+    narrow = subnet.prefixlen >= subnet.max_prefixlen - 1
+    make = type(subnet.network_address)
+    lowest = make(base if narrow else base + 1)
+    highest = make(top if narrow or subnet.version == 6 else top - 1)
+    for name, address in (("rangeStart", start), ("rangeEnd", end), ("gateway", gateway)):
+        if address is not None and address.version != subnet.version:
+            raise BadRanges(f"{name} {address} is not of the family of subnet {subnet}")
+    for name, address in (("rangeStart", start), ("rangeEnd", end)):
+        if address is not None and address not in subnet:
+            raise BadRanges(f"{name} {address} is not in subnet {subnet}")
+    first, last = start or lowest, end or highest
+    if int(first) > int(last):
+        raise BadRanges(f"rangeStart {first} is above rangeEnd {last} in subnet {subnet}")
+    claimed = first_may_be_claimed and start == lowest
+    if gateway is None and not claimed and subnet.prefixlen < subnet.max_prefixlen:
+        gateway = lowest
+    return Range(subnet=subnet, first=first, last=last, gateway=gateway)
+
+
+def overlap(one: Range, other: Range) -> bool:
+    """Whether two ranges share an address."""
+    return (
+        one.subnet.version == other.subnet.version
+        and int(one.first) <= int(other.last)
+        and int(other.first) <= int(one.last)
+    )
+
+
+def build_sets(sets: list[list[Range]]) -> tuple[RangeSet, ...]:
+    """Range sets whose ranges do not contradict each other; positions in messages count from 0."""
+    for position, ranges in enumerate(sets):
+        if not ranges:
+            raise BadRanges(f"range set {position} is empty")
+        if len({each.subnet.version for each in ranges}) > 1:
+            raise BadRanges(f"range set {position} mixes IPv4 and IPv6; give each family a set of its own")
+        for one, other in combinations(ranges, 2):
+            if overlap(one, other):
+                raise BadRanges(f"range set {position}: ranges {one} and {other} overlap")
+    for (i, left), (j, right) in combinations(enumerate(sets), 2):
+        for one in left:
+            for other in right:
+                if overlap(one, other):
+                    raise BadRanges(f"range set {i} overlaps with range set {j}: {one} and {other}")
+    return tuple(RangeSet(ranges=tuple(ranges)) for ranges in sets)

@@ -1,0 +1,94 @@
+"""The `Ipam` behind a Unix socket: asks `ipamd`, over one connection a request."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from ipam import wire
+from ipam.api import Allocation, Interface, Owner, Wanted
+from ipam.codec import Json
+from ipam.errors import IpamError, RequestRefused, ServiceBroken, ServiceUnavailable
+
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+class RemoteIpam:
+    """Asks the IPAM service that listens on `path`; `patience`: seconds for one request."""
+
+    def __init__(self, path: Path, *, patience: float) -> None:
+        self._path = path
+        self._patience = patience
+
+    async def greets(self) -> bool:
+        """Whether a daemon is there and ready; nothing is handed over."""
+        try:
+            _, writer = await self._connect()
+        except ServiceUnavailable:
+            return False
+        writer.close()
+        return True
+
+    async def allocate(self, wanted: Wanted) -> Allocation:
+        """See `Ipam.allocate`."""
+        answer = await self._ask(wire.Allocate(wanted=wanted))
+        return Allocation(leases=answer.leases, routes=wanted.routes, dns=wanted.dns)
+
+    async def release(self, owner: Owner) -> None:
+        """See `Ipam.release`."""
+        await self._ask(wire.Release(owner=owner))
+
+    async def check(self, wanted: Wanted, addresses: tuple[Interface, ...]) -> None:
+        """See `Ipam.check`."""
+        await self._ask(wire.Check(wanted=wanted, addresses=addresses))
+
+    async def collect(self, network: str, keep: frozenset[Owner]) -> None:
+        """See `Ipam.collect`."""
+        await self._ask(wire.Collect(network=network, keep=keep))
+
+    async def status(self, wanted: Wanted) -> None:
+        """See `Ipam.status`."""
+        await self._ask(wire.Status(wanted=wanted))
+
+    async def _ask(self, request: wire.Request) -> wire.Answer:
+        frame = wire.pack(wire.render_request(request))
+        reader, writer = await self._connect()
+        try:
+            async with asyncio.timeout(self._patience):
+                writer.write(frame)
+                await writer.drain()
+                return wire.parse_answer(await receive(reader))
+        except (OSError, EOFError) as error:  # TimeoutError is an OSError
+            raise ServiceBroken(
+                f"ipamd at {self._path} took the request and gave no answer "
+                f"({type(error).__name__}); whether it took effect is unknown, repeat it"
+            ) from None
+        finally:
+            writer.close()
+
+    async def _connect(self) -> Streams:
+        """A connection on which the daemon has greeted."""
+        try:
+            async with asyncio.timeout(wire.GREETING_PATIENCE):
+                reader, writer = await asyncio.open_unix_connection(self._path)
+        except OSError as error:
+            raise ServiceUnavailable(f"ipamd at {self._path} is not there: {error}") from None
+        try:
+            async with asyncio.timeout(wire.GREETING_PATIENCE):
+                greeting = await receive(reader)
+        except (OSError, EOFError, RequestRefused) as error:
+            writer.close()
+            raise ServiceUnavailable(f"ipamd at {self._path} does not greet: {type(error).__name__}") from None
+        if not wire.is_greeting(greeting):
+            writer.close()
+            try:
+                wire.parse_answer(greeting)
+            except IpamError as error:
+                raise ServiceUnavailable(f"ipamd at {self._path}: {error}") from None
+        return reader, writer
+
+
+async def receive(reader: asyncio.StreamReader) -> Json:
+    """The next message; `EOFError` when the other side has closed."""
+    header = await reader.readexactly(wire.HEADER_SIZE)
+    return wire.unpack(await reader.readexactly(wire.body_size(header)))

@@ -1,0 +1,110 @@
+"""Serves an `Ipam` on a Unix socket: who may ask, how many, how long, and what they get."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import struct
+from collections.abc import Callable
+
+from ipam import wire
+from ipam.api import Allocation, Ipam
+from ipam.codec import Json
+from ipam.errors import IpamError, RequestRefused, StoreBusy
+from ipam.remote import receive
+
+log = logging.getLogger(__name__)
+
+IDLE_PATIENCE = 10.0  # seconds that a greeted client may take to send its next request
+
+
+class Server:
+    """Answers clients until it is told to stop; requests that were accepted are finished first."""
+
+    def __init__(
+        self, ipam: Ipam, *, allowed: Callable[[int, int], bool], max_clients: int, request_timeout: float
+    ) -> None:
+        self._ipam = ipam
+        self._allowed = allowed
+        self._max_clients = max_clients
+        self._request_timeout = request_timeout
+        self._clients: set[asyncio.Task[None]] = set()
+        self._busy: set[asyncio.Task[None]] = set()
+
+    async def serve(self, listener: socket.socket, stop: asyncio.Event) -> None:
+        """Serve the listening socket until `stop` is set, then drain."""
+        server = await asyncio.start_unix_server(self._client, sock=listener)
+        await stop.wait()
+        server.close()
+        for task in self._clients - self._busy:
+            task.cancel()
+        if self._busy:
+            log.info("finishing %d requests", len(self._busy))
+        await asyncio.gather(*self._clients, return_exceptions=True)
+
+    async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._clients.add(task)
+        try:
+            refusal = self._refusal(writer.get_extra_info("socket"))
+            writer.write(wire.pack(refusal or wire.GREETING))
+            while refusal is None:
+                async with asyncio.timeout(IDLE_PATIENCE):
+                    message = await receive(reader)
+                self._busy.add(task)
+                writer.write(wire.pack(await self._answer(message)))
+                await writer.drain()
+                self._busy.discard(task)
+            await writer.drain()
+        except (OSError, EOFError):
+            pass  # the client is gone or silent; there is nobody to tell
+        except RequestRefused as error:
+            writer.write(wire.pack(wire.render_failure(error)))
+        except asyncio.CancelledError:
+            pass  # draining, and this client has no request under way
+        finally:
+            self._busy.discard(task)
+            self._clients.discard(task)
+            writer.close()
+
+    def _refusal(self, connection: socket.socket) -> Json | None:
+        pid, uid, gid = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        if not self._allowed(uid, gid):
+            log.warning("refused process %d of user %d, group %d", pid, uid, gid)
+            return wire.render_failure(
+                RequestRefused(f"user {uid} may not ask ipamd: root, user {os.getuid()} and its group may")
+            )
+        if len(self._clients) > self._max_clients:
+            return wire.render_failure(StoreBusy(f"ipamd serves {self._max_clients} clients already; try again"))
+        return None
+
+    async def _answer(self, message: Json) -> Json:
+        try:
+            request = wire.parse_request(message)
+            async with asyncio.timeout(self._request_timeout):
+                return wire.render_answer(await self._perform(request))
+        except IpamError as error:
+            log.info("%s: %s", type(error).__name__, error)
+            return wire.render_failure(error)
+        except TimeoutError:
+            return wire.render_failure(StoreBusy(f"no answer within {self._request_timeout:g} s; try again"))
+        except Exception as error:
+            log.exception("a request failed for a reason that this program does not know")
+            return wire.render_failure(IpamError(f"internal failure: {type(error).__name__}: {error}"))
+
+    async def _perform(self, request: wire.Request) -> Allocation | None:
+        match request:
+            case wire.Allocate(wanted=wanted):
+                return await self._ipam.allocate(wanted)
+            case wire.Release(owner=owner):
+                await self._ipam.release(owner)
+            case wire.Check(wanted=wanted, addresses=addresses):
+                await self._ipam.check(wanted, addresses)
+            case wire.Collect(network=network, keep=keep):
+                await self._ipam.collect(network, keep)
+            case wire.Status(wanted=wanted):
+                await self._ipam.status(wanted)
+        return None
