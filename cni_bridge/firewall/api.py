@@ -12,7 +12,7 @@ class Firewall(Protocol):
     """One backend. Every call is one transaction; failures are `FirewallFailed`."""
 
     def apply(self, policy: Policy) -> None:
-        """Make the policy hold; a repeat changes nothing, and a stale rule for the same address is replaced."""
+        """Make the policy hold; a repeat changes nothing, and what a former owner of the address left does no harm."""
 
     def remove(self, policy: Policy) -> None:
         """Remove what `apply` made; what is gone already is success."""

@@ -233,6 +233,16 @@ class Host:
         done = self.run("busybox", "ping", "-c", "1", "-W", str(wait), address, netns=netns, check=False)
         assert (done.returncode == 0) == reached, done.stdout + done.stderr
 
+    def start_whoami(self, port: int, netns: str = "") -> None:
+        """Start a TCP server that tells its clients their address."""
+        words = (sys.executable, "-IS", Path(__file__).with_name("whoami.py"), str(port))
+        process = self.start(*words, netns=netns, stdout=subprocess.PIPE)
+        assert process.stdout.readline() == b"ready\n"
+
+    def whoami(self, address: str, port: int, netns: str = "") -> str:
+        """The address that such a server sees, empty if it cannot be reached."""
+        return self.run("busybox", "nc", "-w", "2", address, str(port), netns=netns, check=False).stdout
+
     def _json(self, *words: str, netns: str = "") -> list[Json]:
         printed = self.run(*words, netns=netns).stdout
         found: list[Json] = json.loads(printed) if printed.strip() else []
