@@ -1,4 +1,4 @@
-"""A host of our own for a test: a network and a mount namespace, containers in it, and nothing of it left afterwards."""
+"""A host for a test: a network and a mount namespace with containers in it, of which nothing is left afterwards."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -252,10 +251,3 @@ class Host:
 def _clean_environment() -> dict[str, str]:
     kept = {key: os.environ[key] for key in ("HOME", "LANG", "TERM") if key in os.environ}
     return {**kept, "PATH": f"{BIN}:/usr/sbin:/usr/bin:/sbin:/bin"}
-
-
-def kill(process: subprocess.Popen[bytes]) -> None:
-    """End a process that a test started."""
-    with suppress(ProcessLookupError):
-        process.kill()
-    process.wait()
