@@ -50,7 +50,7 @@ def leases(settings: Settings, network: str | None, as_json: bool) -> None:
     for each in found:
         owner, since = each.owner, each.since.strftime("%Y-%m-%d %H:%M:%S")
         table.add_row(owner.network, str(each.address), owner.container_id, owner.ifname, since)
-    Console().print(table)
+    _print(table)
 
 
 @main.command()
@@ -79,7 +79,7 @@ def attachments(settings: Settings, network: str | None, as_json: bool) -> None:
             addresses,
             each.netns.path,
         )
-    Console().print(table)
+    _print(table)
 
 
 async def _read_leases(settings: Settings, network: str | None) -> list[Lease]:
@@ -97,3 +97,9 @@ def _table(*columns: str) -> Table:
     for each in columns:
         table.add_column(each, overflow="fold")
     return table
+
+
+def _print(table: Table) -> None:
+    """Print as wide as the terminal is, or, to a pipe, as wide as the table is; text stays as it is."""
+    width = None if sys.stdout.isatty() else 1000
+    Console(width=width, markup=False, emoji=False, highlight=False).print(table)

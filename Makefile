@@ -1,0 +1,32 @@
+# Two commands do everything on a fresh Debian 12 or Ubuntu 24.04, as root: `make demo` and `make test`.
+
+PYTHON ?= python3
+SYSTEM_PACKAGES ?= missing
+BIN := .venv/bin
+SOURCES := pyproject.toml $(shell find cni_bridge ipam -name '*.py')
+
+.PHONY: demo test lint clean system-packages
+
+demo: .venv/installed
+	$(BIN)/python -m tests.demo
+
+test: .venv/installed
+	$(BIN)/pytest -n auto
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.venv/installed: $(SOURCES) | system-packages
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check '.[dev]'
+	rm -rf build *.egg-info
+	touch $@
+
+system-packages:
+	@test $(SYSTEM_PACKAGES) = present || packaging/install-system-packages
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
