@@ -20,6 +20,7 @@ lint: .venv/installed
 	$(BIN)/lint-imports
 
 .venv/installed: $(SOURCES) | system-packages
+	rm -rf build *.egg-info
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check '.[dev]'
 	rm -rf build *.egg-info

@@ -13,14 +13,13 @@ from ipam.settings import Settings
 @asynccontextmanager
 async def opened(settings: Settings) -> AsyncIterator[Ipam]:
     """The IPAM for one request; which one serves makes no difference to what is stored."""
-    patience = settings.request_timeout
-    remote = RemoteIpam(settings.ipamd_socket, patience=patience)
+    remote = RemoteIpam(settings.ipamd_socket, patience=settings.request_timeout)
     if settings.ipamd_socket.exists() and await remote.greets():
         yield remote
         return
     from ipam.local import LocalIpam  # SQLite is needed here only
 
-    local = await LocalIpam.open(settings.database, patience=patience)
+    local = await LocalIpam.open(settings.database, patience=settings.database_patience)
     try:
         yield local
     finally:

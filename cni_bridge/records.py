@@ -7,6 +7,7 @@ They live in the run directory: what they describe (links, rules) does not survi
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -17,6 +18,8 @@ from cni_bridge.files import file_name
 from cni_bridge.plan import Attachment
 from ipam.api import Owner
 from ipam.codec import decode, encode
+
+log = logging.getLogger(__name__)
 
 FORMAT = 1
 
@@ -58,12 +61,18 @@ class Records:
             path.parent.rmdir()
 
     def all(self, network: str | None = None) -> Iterator[Attachment]:
-        """The attachments of one network, or of all."""
-        for path in sorted(self._directory.glob(f"{file_name(network) if network is not None else '*'}/*.json")):
-            with suppress(FileNotFoundError):  # removed meanwhile
+        """The attachments of one network, or of all; a record that cannot be read is named in the log."""
+        folder = self._directory / file_name(network) if network is not None else self._directory
+        for path in sorted(folder.rglob("*.json")):
+            try:
                 attachment = _parse(path.read_bytes(), path)
-                if network in (None, attachment.owner.network):
-                    yield attachment
+            except FileNotFoundError:  # removed meanwhile
+                continue
+            except CniError as error:
+                log.warning("%s", error.msg)
+                continue
+            if network in (None, attachment.owner.network):
+                yield attachment
 
     def require_writable(self) -> None:
         """Fail if no record could be written."""

@@ -12,6 +12,7 @@ from functools import partial
 from typing import ParamSpec, Protocol, TypeVar
 
 from cni_bridge.cni.errors import CheckFailed, CniError, Code, InvalidConfig, InvalidNetns, as_cni_error
+from cni_bridge.cni.fields import Fields
 from cni_bridge.cni.ipamconf import IpamConf, parse_ipam
 from cni_bridge.cni.netconf import (
     Backend,
@@ -130,13 +131,13 @@ async def delete(rt: Runtime, request: Request) -> None:
     """Detach the container: does all it can, whatever of the attachment or the request is gone."""
     owner, failures = request.owner, Failures()
     async with rt.locked(owner):
-        recorded = await failures.collect(_read_record(rt, owner))
+        recorded = _readable_record(rt, owner)
         if recorded is not None:
             await failures.collect(_tear_down(rt, recorded))
         else:
-            bridge = parse_bridge_name(request.config)
+            bridge = _lenient(parse_bridge_name, request)
             await failures.collect(rt.on_host(rt.datapath.detach_unrecorded, owner, bridge, request.netns))
-        ipam_type = parse_ipam_type(request.config) or (recorded.ipam_type if recorded is not None else "")
+        ipam_type = _lenient(parse_ipam_type, request) or (recorded.ipam_type if recorded is not None else "")
         await failures.collect(_release(rt, request, ipam_type, owner))
         failures.raise_any(f"DEL of {owner}")
         rt.records.remove(owner)
@@ -291,8 +292,22 @@ async def _collect_addresses(rt: Runtime, request: Request, keep: frozenset[Owne
             await ipam.collect(request.owner.network, keep)
 
 
-async def _read_record(rt: Runtime, owner: Owner) -> Attachment | None:
-    return rt.records.read(owner)
+def _readable_record(rt: Runtime, owner: Owner) -> Attachment | None:
+    """The owner's record; None, with a word in the log, if it cannot be read: GC finds by their marks what it names."""
+    try:
+        return rt.records.read(owner)
+    except CniError as error:
+        log.warning("going on without the record: %s", error.msg)
+        return None
+
+
+def _lenient(parse: Callable[[Fields], str], request: Request) -> str:
+    """What a part of the configuration says; empty if it has become invalid, which must not keep DEL from its work."""
+    try:
+        return parse(request.config)
+    except CniError as error:
+        log.warning("going on without a part of the configuration: %s", error.msg)
+        return ""
 
 
 def _refuse_own_netns(request: Request, target: netns.Netns) -> None:

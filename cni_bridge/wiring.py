@@ -10,6 +10,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, context
 from pathlib import Path
 
 from cni_bridge import own_ipam
+from cni_bridge.cni.errors import InvalidConfig
 from cni_bridge.cni.netconf import Backend
 from cni_bridge.cni.request import Request
 from cni_bridge.datapath.host import Datapath
@@ -23,6 +24,7 @@ from ipam.api import Ipam
 from ipam.settings import Settings
 
 OWN_IPAM = "cni-ipam"
+_XTABLES_PATIENCE = 10.0  # seconds; what waits in the kernel thread keeps other requests waiting
 _STAND_IN_FOR = "host-local"  # ours if that name in CNI_PATH leads to our executable
 
 
@@ -61,9 +63,11 @@ def find_ipam(settings: Settings, request: Request, ipam_type: str) -> IpamSourc
     if ipam_type == OWN_IPAM:
         return OwnIpam(settings)
     executable = find_executable(ipam_type, request.path)
-    if ipam_type == _STAND_IN_FOR and executable.resolve() in _own_executables():
+    if executable.resolve() not in _own_executables():
+        return ForeignIpam(executable, request)
+    if ipam_type == _STAND_IN_FOR:
         return OwnIpam(settings)
-    return ForeignIpam(executable, request)
+    raise InvalidConfig(f'ipam.type "{ipam_type}" is no IPAM plugin: it leads to {executable.resolve()}')
 
 
 @contextmanager
@@ -79,7 +83,7 @@ def runtime(settings: Settings) -> Iterator[Runtime]:
             datapath=Datapath(locks),
             firewalls={
                 Backend.NFTABLES: NftablesFirewall(),
-                Backend.IPTABLES: IptablesFirewall(patience=settings.request_timeout),
+                Backend.IPTABLES: IptablesFirewall(patience=min(_XTABLES_PATIENCE, settings.request_timeout)),
             },
             find_ipam=lambda request, ipam_type: find_ipam(settings, request, ipam_type),
             locked=lambda owner: owner_locked(locks, owner, patience=settings.request_timeout),

@@ -49,7 +49,7 @@ def main() -> int:
 
 
 async def _serve(settings: Settings) -> None:
-    ipam = await LocalIpam.open(settings.database, patience=settings.request_timeout)
+    ipam = await LocalIpam.open(settings.database, patience=settings.database_patience)
     try:
         allowed = _peer_check(settings)
         stop = asyncio.Event()
@@ -76,14 +76,14 @@ async def _serve(settings: Settings) -> None:
         await ipam.close()
 
 
-def _peer_check(settings: Settings) -> Callable[[int, int], bool]:
-    """Whether a peer with this user and group may ask: root, the daemon's own user, and the group in the settings."""
+def _peer_check(settings: Settings) -> Callable[[int, set[int]], bool]:
+    """Whether a peer with this user and groups may ask: root, the daemon's own user, and the group in the settings."""
     own = os.getuid()
     try:
         group = grp.getgrnam(settings.ipamd.group).gr_gid if settings.ipamd.group else None
     except KeyError:
         raise CannotStart(f'ipamd.group "{settings.ipamd.group}" in the settings is no group of this host') from None
-    return lambda uid, gid: uid in (0, own) or (group is not None and gid == group)
+    return lambda uid, groups: uid in (0, own) or group in groups
 
 
 def _hold(path: Path) -> int:

@@ -17,6 +17,8 @@ from ipam.remote import receive
 
 log = logging.getLogger(__name__)
 
+SO_PEERGROUPS = 59  # unix(7)
+_MAX_GROUPS = 256  # as many as socket.getsockopt() takes
 IDLE_PATIENCE = 10.0  # seconds that a greeted client may take to send its next request
 
 
@@ -24,19 +26,21 @@ class Server:
     """Answers clients until it is told to stop; requests that were accepted are finished first."""
 
     def __init__(
-        self, ipam: Ipam, *, allowed: Callable[[int, int], bool], max_clients: int, request_timeout: float
+        self, ipam: Ipam, *, allowed: Callable[[int, set[int]], bool], max_clients: int, request_timeout: float
     ) -> None:
         self._ipam = ipam
         self._allowed = allowed
         self._max_clients = max_clients
         self._request_timeout = request_timeout
+        self._draining = False
         self._clients: set[asyncio.Task[None]] = set()
         self._busy: set[asyncio.Task[None]] = set()
 
     async def serve(self, listener: socket.socket, stop: asyncio.Event) -> None:
         """Serve the listening socket until `stop` is set, then drain."""
-        server = await asyncio.start_unix_server(self._client, sock=listener)
+        server = await asyncio.start_server(self._client, sock=listener)  # the unix variant would unlink the socket
         await stop.wait()
+        self._draining = True
         server.close()
         for task in self._clients - self._busy:
             task.cancel()
@@ -51,7 +55,7 @@ class Server:
         try:
             refusal = self._refusal(writer.get_extra_info("socket"))
             writer.write(wire.pack(refusal or wire.GREETING))
-            while refusal is None:
+            while refusal is None and not self._draining:
                 async with asyncio.timeout(IDLE_PATIENCE):
                     message = await receive(reader)
                 self._busy.add(task)
@@ -72,8 +76,8 @@ class Server:
 
     def _refusal(self, connection: socket.socket) -> Json | None:
         pid, uid, gid = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        if not self._allowed(uid, gid):
-            log.warning("refused process %d of user %d, group %d", pid, uid, gid)
+        if not self._allowed(uid, {gid, *_supplementary_groups(connection)}):
+            log.warning("refused process %d of user %d", pid, uid)
             return wire.render_failure(
                 RequestRefused(f"user {uid} may not ask ipamd: root, user {os.getuid()} and its group may")
             )
@@ -108,3 +112,11 @@ class Server:
             case wire.Status(wanted=wanted):
                 await self._ipam.status(wanted)
         return None
+
+
+def _supplementary_groups(connection: socket.socket) -> tuple[int, ...]:
+    try:
+        groups = connection.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, _MAX_GROUPS * 4)
+    except OSError:  # of somebody in more groups, the primary one counts
+        return ()
+    return struct.unpack(f"{len(groups) // 4}I", groups)

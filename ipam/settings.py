@@ -38,6 +38,11 @@ class Settings:
         return self.state_dir / "ipam.db"
 
     @property
+    def database_patience(self) -> float:
+        """Seconds to wait for other writers of the database: short of the request's end, so that it ends in words."""
+        return self.request_timeout / 2
+
+    @property
     def ipamd_socket(self) -> Path:
         """Where `ipamd` listens."""
         return self.run_dir / "ipamd.sock"

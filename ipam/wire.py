@@ -17,7 +17,7 @@ from ipam.errors import IpamError, RequestRefused, by_name
 PROTOCOL = 1
 GREETING_PATIENCE = 0.3  # seconds until a silent daemon counts as absent
 HEADER_SIZE = 4
-FRAME_LIMIT = 1 << 20  # bytes; the largest message is a list of leases or a GC list of 10 000 attachments
+FRAME_LIMIT = 4 << 20  # bytes; the largest message is a GC list, here of some 25 000 attachments
 
 GREETING: Json = {"service": "cni-bridge-ipam", "protocol": PROTOCOL}
 

@@ -153,6 +153,12 @@ def _check_container_id(value: str) -> None:
 
 def _check_ifname(value: str) -> None:
     shown = f"CNI_IFNAME is {value}"
+    if any(ord(each) < 0x20 or 0x7F <= ord(each) < 0xA0 or 0xD800 <= ord(each) < 0xE000 for each in value):
+        raise CniError(
+            Code.INVALID_ENVIRONMENT,
+            "interface name contains control characters or is not UTF-8",
+            f"CNI_IFNAME is {value!a}",
+        )
     if len(value.encode()) > 15:
         raise CniError(
             Code.INVALID_ENVIRONMENT,

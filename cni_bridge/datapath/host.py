@@ -65,7 +65,7 @@ class Datapath:
         if attachment.gateway is not None:
             forwarding.ensure_forwarding(host, _families(attachment.gateway))
         if attachment.container.up:
-            port.wait_forwarding(host, attachment.port.name)
+            port.wait_carrier(host, attachment.port.name)
             self._announce(attachment, target)
         return bridge.mac
 

@@ -24,7 +24,7 @@ IFF_PROMISC = 0x100
 IFA_F_NODAD = 0x02
 IFA_F_DADFAILED = 0x08
 IFA_F_TENTATIVE = 0x40
-BR_STATE_FORWARDING = 3
+BR_STATE_DISABLED = 0
 BRIDGE_VLAN_INFO_PVID = 2
 BRIDGE_VLAN_INFO_UNTAGGED = 4
 RT_TABLE_MAIN = 254
@@ -135,9 +135,13 @@ class Netlink:
             self._ip.vlan_filter("add", index=index, vlan_info={"vid": vlan, "flags": flags})
 
     def delete_vlan(self, index: int, vlan: int) -> None:
-        """Take the VLAN off the port."""
-        with _refusals(f"take VLAN {vlan} off bridge port {index}"):
-            self._ip.vlan_filter("del", index=index, vlan_info={"vid": vlan})
+        """Take the VLAN off the port; off already is success."""
+        try:
+            with _refusals(f"take VLAN {vlan} off bridge port {index}"):
+                self._ip.vlan_filter("del", index=index, vlan_info={"vid": vlan})
+        except KernelRefused as error:
+            if error.errno != errno.ENOENT:
+                raise
 
     def delete_link(self, name: str) -> bool:
         """Delete the link; False if it is not there."""

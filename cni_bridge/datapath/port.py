@@ -8,7 +8,7 @@ import time
 from cni_bridge.cni.errors import KernelFeatureMissing, KernelRefused, LinkConflict
 from cni_bridge.datapath import sysctl
 from cni_bridge.datapath.bridge import MAX_PORTS
-from cni_bridge.datapath.netlink import BR_STATE_FORWARDING, Link, Netlink
+from cni_bridge.datapath.netlink import BR_STATE_DISABLED, Link, Netlink
 from cni_bridge.datapath.netns import Netns, entered
 from cni_bridge.plan import Attachment, BridgeSpec, PortSpec
 
@@ -44,13 +44,13 @@ def ensure_port(host: Netlink, inside: Netlink, bridge: Link, attachment: Attach
     _ensure_vlans(host, link, spec)
 
 
-def wait_forwarding(host: Netlink, name: str) -> None:
-    """Wait until the bridge forwards from the port."""
+def wait_carrier(host: Netlink, name: str) -> None:
+    """Wait until the bridge has enabled the port, which then forwards at once unless the bridge has STP on."""
     deadline = time.monotonic() + _READY_PATIENCE
     pause = 0.0005
-    while (link := _present(host, name)).port_state != BR_STATE_FORWARDING:
+    while _present(host, name).port_state == BR_STATE_DISABLED:
         if time.monotonic() > deadline:
-            raise KernelRefused(f"bridge port {name} does not come up: its state is {link.port_state}")
+            raise KernelRefused(f"bridge port {name} does not come up: it has no carrier after {_READY_PATIENCE:g} s")
         time.sleep(pause)
         pause = min(pause * 2, 0.05)
 
@@ -67,7 +67,6 @@ def missing_port(host: Netlink, inside: Netlink, spec: PortSpec, bridge: BridgeS
         f"veth {spec.name} has mtu {link.mtu}, not {spec.mtu}": spec.mtu not in (0, link.mtu),
         f"veth {spec.name} has hairpin mode {'on' if link.hairpin else 'off'}": link.hairpin != spec.hairpin,
         f"veth {spec.name} has port isolation {'on' if link.isolated else 'off'}": link.isolated != spec.isolated,
-        f"veth {spec.name} is not forwarding": link.up and link.port_state not in (0, BR_STATE_FORWARDING),
     }
     return [words for words, differs in differences.items() if differs]
 

@@ -1,0 +1,103 @@
+"""Every configuration and command that an operator copies from `conf/` and the README works as it stands."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ipam.settings import Settings, load, parse
+from tests.support.confs import with_result
+from tests.support.host import Host, Json
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+CONFLISTS = sorted((ROOT / "conf").glob("*.conflist"))
+
+
+def blocks(language: str) -> list[str]:
+    """The README's code blocks in that language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def conf_of(conflist: Path) -> Json:
+    """The configuration that a runtime makes of a list with one plugin."""
+    document = json.loads(conflist.read_text())
+    (plugin,) = document["plugins"]
+    return {"cniVersion": document["cniVersion"], "name": document["name"], **plugin}
+
+
+def attach_check_detach(host: Host, conf: Json) -> None:
+    for name in ("a", "b"):
+        host.add_netns(name)
+    results = {name: host.plugin("ADD", conf, name).result for name in ("a", "b")}
+    for address in (each["address"].split("/")[0] for each in results["b"].get("ips", ())):
+        host.ping(address, "a")
+    for name, result in results.items():
+        host.plugin("CHECK", with_result(conf, result), name).succeeded()
+        host.plugin("DEL", with_result(conf, result), name).succeeded()
+    host.assert_nothing_left()
+
+
+@pytest.mark.parametrize("conflist", CONFLISTS, ids=lambda path: path.name)
+def test_example_network(host: Host, conflist: Path) -> None:
+    attach_check_detach(host, conf_of(conflist))
+
+
+@pytest.mark.parametrize("block", blocks("json"))
+def test_network_of_the_readme(host: Host, block: str) -> None:
+    attach_check_detach(host, json.loads(block))
+
+
+@pytest.mark.parametrize("text", [(ROOT / "conf/config.yaml").read_text(), *blocks("yaml")], ids=["conf", "README"])
+def test_settings_are_the_defaults(text: str) -> None:
+    assert parse(yaml.safe_load(text), Path("config.yaml")) == Settings() == load({"CNI_BRIDGE_CONFIG": "/nonexistent"})
+
+
+def test_commands_of_the_readme(host: Host, tmp_path: Path) -> None:
+    """The first block are the two commands: one started this test, `test_demo` runs the other.
+
+    The second installs, here below a directory of the test, for pip needs a network; the rest run on a host.
+    """
+    make, install, *others = blocks("sh")
+    assert make.split() == ["make", "demo", "make", "test"]
+    assert "make test" in (ROOT / ".ci/run").read_text()
+
+    def below(script: str) -> str:
+        return f"set -e; cd {ROOT}\n" + re.sub(r"(?<=[\s=])/(opt|etc)/", rf"{tmp_path}/\1/", script)
+
+    environment = {**os.environ, "PIP_QUIET": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    subprocess.run(["sh", "-c", below(install)], check=True, env=environment)
+    (conflist,) = (tmp_path / "etc/cni/net.d").iterdir()
+    assert conflist.name == "10-bridge-nat.conflist"
+    scripts = [each for each in (tmp_path / "opt/cni-bridge/bin").iterdir() if is_ours(each)]
+    assert sorted(each.name for each in scripts) == ["cni-bridge", "cni-bridgectl", "cni-ipam", "ipamd"]
+
+    printed = host.run("sh", "-c", "\n".join(map(below, others))).stdout
+    assert '"address": "10.77.0.2/24"' in printed
+    host.assert_nothing_left()
+
+
+def is_ours(script: Path) -> bool:
+    """Whether an installed script runs this project's code."""
+    return any(b"from %s" % each in script.read_bytes()[:4096] for each in (b"cni_bridge", b"ipam"))
+
+
+def test_demo() -> None:
+    done = subprocess.run(
+        ["make", "demo", "SYSTEM_PACKAGES=present"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "links and rules are as they were before" in done.stdout
+
+
+def test_units_start_what_is_installed() -> None:
+    service = (ROOT / "packaging/systemd/ipamd.service").read_text()
+    socket = (ROOT / "packaging/systemd/ipamd.socket").read_text()
+    assert "ExecStart=/opt/cni-bridge/bin/ipamd\n" in service
+    assert f"ListenStream={Settings().ipamd_socket}\n" in socket
