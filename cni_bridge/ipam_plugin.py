@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Mapping
+
 from cni_bridge.cni.errors import CniError, Code, as_cni_error
 from cni_bridge.cni.ipamconf import parse_ipam
 from cni_bridge.cni.netconf import parse_valid_attachments
-from cni_bridge.cni.request import Request
+from cni_bridge.cni.request import Command, Request
 from cni_bridge.cni.result import IpEntry, Result, parse_previous, require_renderable
 from ipam.api import Ipam, Wanted
 
@@ -52,3 +54,12 @@ async def status(ipam: Ipam, request: Request) -> None:
     except Exception as error:
         failure = as_cni_error(error)
         raise CniError(Code.NOT_AVAILABLE, failure.msg, failure.details) from None
+
+
+OPERATIONS: Mapping[Command, Callable[[Ipam, Request], Awaitable[Result | None]]] = {
+    Command.ADD: add,
+    Command.DEL: delete,
+    Command.CHECK: check,
+    Command.GC: collect,
+    Command.STATUS: status,
+}

@@ -85,36 +85,14 @@ async def _serve_bridge(settings: Settings, request: Request) -> Result | None:
     from cni_bridge import verbs, wiring  # the netlink library is expensive, and a refused request needs none
 
     with wiring.runtime(settings) as rt:
-        match request.command:
-            case Command.ADD:
-                return await verbs.add(rt, request)
-            case Command.DEL:
-                await verbs.delete(rt, request)
-            case Command.CHECK:
-                await verbs.check(rt, request)
-            case Command.GC:
-                await verbs.collect(rt, request)
-            case Command.STATUS:
-                await verbs.status(rt, request)
-    return None
+        return await verbs.OPERATIONS[request.command](rt, request)
 
 
 async def _serve_ipam(settings: Settings, request: Request) -> Result | None:
     from cni_bridge import ipam_plugin, own_ipam
 
     async with own_ipam.opened(settings) as ipam:
-        match request.command:
-            case Command.ADD:
-                return await ipam_plugin.add(ipam, request)
-            case Command.DEL:
-                await ipam_plugin.delete(ipam, request)
-            case Command.CHECK:
-                await ipam_plugin.check(ipam, request)
-            case Command.GC:
-                await ipam_plugin.collect(ipam, request)
-            case Command.STATUS:
-                await ipam_plugin.status(ipam, request)
-    return None
+        return await ipam_plugin.OPERATIONS[request.command](ipam, request)
 
 
 def _read_stdin() -> bytes:

@@ -12,9 +12,10 @@ Effect = Callable[[], Awaitable[object]]
 
 
 class Undo:
-    """A context: what was pushed is run when the block raises, and dropped when it ends well."""
+    """A context: what was pushed is run when the block raises, and dropped when it ends well or it is not `active`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, active: bool = True) -> None:
+        self._active = active
         self._effects: list[Effect] = []
 
     def push(self, effect: Effect) -> None:
@@ -27,7 +28,7 @@ class Undo:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None:
+        if error is None or not self._active:
             return
         for effect in reversed(self._effects):
             try:

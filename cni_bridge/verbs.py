@@ -22,7 +22,7 @@ from cni_bridge.cni.netconf import (
     parse_netconf,
     parse_valid_attachments,
 )
-from cni_bridge.cni.request import Request
+from cni_bridge.cni.request import Command, Request
 from cni_bridge.cni.result import Result, require_renderable
 from cni_bridge.datapath import netns
 from cni_bridge.datapath.bridge import MAX_PORTS
@@ -99,31 +99,30 @@ async def add(rt: Runtime, request: Request) -> Result:
         require_renderable([each.family for each in addresses.range_sets], conf.version)
     with netns.opened(request.netns) as target:
         _refuse_own_netns(request, target)
-        async with rt.locked(request.owner), rt.ipam(request, conf.ipam_type) as ipam, Undo() as undo:
-            recorded = rt.records.read(request.owner)
-            if recorded is not None and not recorded.netns.same_as(target.ref):
-                log.info("%s comes back in another namespace without a DEL before", request.owner)
-                await _tear_down(rt, recorded)
-                recorded = None
-            undo.push(partial(rt.on_host, rt.records.remove, request.owner))
-            if recorded is None:
-                rt.records.write(await _plan(rt, conf, request, target, addresses, _NO_ADDRESSES))
-            allocation = _NO_ADDRESSES
-            if ipam is not None:
-                undo.push(partial(ipam.release, request.owner))
-                allocation = await ipam.allocate(addresses.wanted(request.owner))
-                require_renderable([each.address.version for each in allocation.leases], conf.version)
-            attachment = await _plan(rt, conf, request, target, addresses, allocation)
-            if recorded is not None and recorded.policies != attachment.policies:
-                await _remove_rules(rt, recorded)
-            rt.records.write(attachment)
-            bridge_mac = await rt.on_host(
-                rt.datapath.attach, attachment, target, lambda effect: undo.push(partial(rt.on_host, effect))
-            )
-            for policy in attachment.policies:
-                firewall = rt.firewalls[policy.backend]
-                undo.push(partial(rt.on_host, firewall.remove, policy))
-                await rt.on_host(firewall.apply, policy)
+        async with rt.locked(request.owner), rt.ipam(request, conf.ipam_type) as ipam:
+            recorded = await _earlier_attachment(rt, request, target)
+            # A repeat takes nothing back when it fails: the container may be using what an earlier request made, and
+            # with the record there, DEL removes it all.
+            async with Undo(active=recorded is None) as undo:
+                undo.push(partial(rt.on_host, rt.records.remove, request.owner))
+                if recorded is None:
+                    rt.records.write(await _plan(rt, conf, request, target, addresses, _NO_ADDRESSES))
+                allocation = _NO_ADDRESSES
+                if ipam is not None:
+                    undo.push(partial(ipam.release, request.owner))
+                    allocation = await ipam.allocate(addresses.wanted(request.owner))
+                    require_renderable([each.address.version for each in allocation.leases], conf.version)
+                attachment = await _plan(rt, conf, request, target, addresses, allocation)
+                if recorded is not None and recorded.policies != attachment.policies:
+                    await _remove_rules(rt, recorded)
+                rt.records.write(attachment)
+                bridge_mac = await rt.on_host(
+                    rt.datapath.attach, attachment, target, lambda effect: undo.push(partial(rt.on_host, effect))
+                )
+                for policy in attachment.policies:
+                    firewall = rt.firewalls[policy.backend]
+                    undo.push(partial(rt.on_host, firewall.remove, policy))
+                    await rt.on_host(firewall.apply, policy)
     return build_result(conf, attachment, allocation, bridge_mac, request.netns)
 
 
@@ -206,6 +205,15 @@ async def status(rt: Runtime, request: Request) -> None:
         raise CniError(Code.NOT_AVAILABLE, failure.msg, failure.details) from None
 
 
+OPERATIONS: Mapping[Command, Callable[[Runtime, Request], Awaitable[Result | None]]] = {
+    Command.ADD: add,
+    Command.DEL: delete,
+    Command.CHECK: check,
+    Command.GC: collect,
+    Command.STATUS: status,
+}
+
+
 class Failures:
     """Collects failures, so that one does not keep the rest from being done."""
 
@@ -226,6 +234,16 @@ class Failures:
             first, *others = self._errors
             details = "\n".join(filter(None, [first.details, *(each.msg for each in others)]))
             raise CniError(first.code, f"{what} is incomplete: {first.msg}", details)
+
+
+async def _earlier_attachment(rt: Runtime, request: Request, target: netns.Netns) -> Attachment | None:
+    """What an earlier ADD of this owner recorded for this namespace; of another namespace it is removed first."""
+    recorded = rt.records.read(request.owner)
+    if recorded is None or recorded.netns.same_as(target.ref):
+        return recorded
+    log.info("%s comes back in another namespace without a DEL before", request.owner)
+    await _tear_down(rt, recorded)
+    return None
 
 
 async def _plan(
