@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cni_bridge.cni.errors import CniError, Code, InvalidConfig
-from cni_bridge.cni.fields import Fields, parse_object
+from cni_bridge.cni.fields import parse_object
 from cni_bridge.cni.request import Command, Request
 from cni_bridge.cni.result import parse
 from ipam.api import Allocation, Interface, Lease, Owner, Wanted
@@ -41,7 +41,7 @@ class ExecIpam:
         """See `Ipam.allocate`; ranges, routes and DNS are the plugin's own business."""
         printed = await self._run(Command.ADD, wanted.owner)
         text = printed if printed.strip() not in (b"", b"null") else b"{}"
-        result = parse(Fields(parse_object(text, f"the result of IPAM plugin {self._executable.name}")), self._version)
+        result = parse(parse_object(text, f"the result of IPAM plugin {self._executable.name}"), self._version)
         if not result.ips:
             raise CniError(Code.IPAM_PLUGIN_FAILED, "IPAM plugin returned missing IP config", str(self._executable))
         since = datetime.now(UTC).replace(microsecond=0)

@@ -12,7 +12,7 @@ from importlib.metadata import version as distribution_version
 from typing import Any
 
 from cni_bridge.cni.errors import CniError, Code, as_cni_error
-from cni_bridge.cni.fields import Fields, parse_object
+from cni_bridge.cni.fields import parse_object
 from cni_bridge.cni.request import (
     STDIN_LIMIT,
     Command,
@@ -117,7 +117,7 @@ def _settings(name: str) -> Settings:
 def _render_error(error: CniError, stdin: bytes) -> dict[str, Any]:
     """The error as JSON (CNI SPEC, section 5, "Error"), in the configuration's version where that is known."""
     try:
-        version = parse_version(Fields(parse_object(stdin, "stdin")))
+        version = parse_version(parse_object(stdin, "stdin"))
     except CniError:
         version = NEWEST
     rendered = {"cniVersion": str(version), "code": int(error.code), "msg": error.msg}

@@ -13,6 +13,7 @@ from cni_bridge.tag import container_mac, host_ifname, host_mac, owner_tag
 from ipam.api import Address, Allocation, Interface, Network, Owner, Route
 
 SCOPE_LINK = 253  # RT_SCOPE_LINK, rtnetlink(7)
+_MAIN_TABLE = (None, 0, 254)  # unspecified or RT_TABLE_MAIN
 DEFAULT_ROUTES: dict[int, Network] = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
 
 
@@ -188,7 +189,8 @@ def _added_default_routes(conf: NetConf, allocation: Allocation) -> Iterator[Rou
         return
     for family, default in DEFAULT_ROUTES.items():
         gateway = next((each.ip for each in _gateways(conf, allocation) if each.version == family), None)
-        if gateway is not None and not any(route.dst == default for route in allocation.routes):
+        present = any(route.dst == default and route.table in _MAIN_TABLE for route in allocation.routes)
+        if gateway is not None and not present:
             yield Route(dst=default, gw=gateway)
 
 

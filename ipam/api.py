@@ -54,6 +54,10 @@ class RangeSet:
 
     ranges: tuple[Range, ...]
 
+    def __post_init__(self) -> None:
+        if not self.ranges:
+            raise ValueError("a range set has no range")
+
     @property
     def family(self) -> int:
         """4 or 6."""

@@ -14,6 +14,8 @@ def parse_subnet(text: str) -> Network:
     if "/" not in text:
         raise BadRanges(f'subnet "{text}" has no prefix length; write it as ADDRESS/LENGTH')
     try:
+        if "%" in text:
+            raise ValueError(text)
         subnet = ip_network(text, strict=False)
     except ValueError:
         raise BadRanges(f'subnet "{text}" is not an IPv4 or IPv6 subnet in CIDR notation') from None

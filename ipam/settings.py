@@ -50,10 +50,10 @@ class Settings:
 
 def load(environ: Mapping[str, str]) -> Settings:
     """The settings in force: defaults, then the file, then `CNI_BRIDGE_STATE_DIR` and `CNI_BRIDGE_RUN_DIR`."""
-    path = Path(environ.get("CNI_BRIDGE_CONFIG", "/etc/cni-bridge/config.yaml"))
+    path = Path(environ.get("CNI_BRIDGE_CONFIG") or "/etc/cni-bridge/config.yaml")
     settings = parse(_read_yaml(path), path) if path.exists() else Settings()
     overrides = {
-        key: Path(environ[name])
+        key: _absolute(environ[name], name)
         for key, name in (("state_dir", "CNI_BRIDGE_STATE_DIR"), ("run_dir", "CNI_BRIDGE_RUN_DIR"))
         if environ.get(name)
     }
@@ -67,9 +67,7 @@ def parse(document: Any, path: Path) -> Settings:
         values["ipamd"] = IpamdSettings(**_section(values["ipamd"], path, "ipamd.", IpamdSettings))
     for key in ("state_dir", "run_dir"):
         if key in values:
-            values[key] = Path(values[key])
-            if not values[key].is_absolute():
-                raise BadSettings(f"{path}: {key} {values[key]} is not an absolute path")
+            values[key] = _absolute(values[key], f"{path}: {key}")
     settings = Settings(**values)
     if settings.log_level not in LOG_LEVELS:
         raise BadSettings(f"{path}: log_level {settings.log_level!r} is none of {', '.join(LOG_LEVELS)}")
@@ -91,6 +89,12 @@ _TYPES: dict[str, tuple[type, str]] = {
 }
 
 
+def _absolute(text: str, what: str) -> Path:
+    if not Path(text).is_absolute():
+        raise BadSettings(f"{what} {text} is not an absolute path")
+    return Path(text)
+
+
 def _section(document: Any, path: Path, prefix: str, kind: type) -> dict[str, Any]:
     if document is None:
         return {}
@@ -101,7 +105,7 @@ def _section(document: Any, path: Path, prefix: str, kind: type) -> dict[str, An
         if key not in known:
             raise BadSettings(f"{path}: unknown key {prefix}{key}; known are {', '.join(sorted(known))}")
         expected, words = _TYPES[key]
-        if type(value) is not expected:
+        if type(value) is not expected and not (expected is dict and value is None):
             raise BadSettings(f"{path}: {prefix}{key} is {value!r}, expected {words}")
     return dict(document)
 

@@ -289,6 +289,7 @@ def _create_file(path: Path) -> None:
     except FileExistsError:
         if not stat.S_ISREG(path.lstat().st_mode):
             raise StoreUnavailable(f"{path} is not a regular file; remove what stands there") from None
+        os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC))  # whoever may not read it is told so here, in words
         return
     try:
         directory = path.parent.stat()

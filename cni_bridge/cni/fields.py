@@ -23,10 +23,10 @@ T = TypeVar("T")
 
 
 class Fields:
-    """One JSON object."""
+    """One JSON object, as `parse_object` reads it: with its keys in lower case."""
 
     def __init__(self, values: dict[str, Any], path: str = "") -> None:
-        self._values = {key.lower(): value for key, value in values.items()}
+        self._values = values
         self.path = path
 
     def __contains__(self, key: str) -> bool:
@@ -102,10 +102,10 @@ def as_objects(values: list[Any], path: str) -> tuple[Fields, ...]:
     return tuple(Fields(each, f"{path}[{position}]") for position, each in enumerate(values))
 
 
-def parse_object(text: bytes, what: str) -> dict[str, Any]:
+def parse_object(text: bytes, what: str) -> Fields:
     """The JSON object in the text; `what` names the text in messages."""
     try:
-        value = json.loads(text.decode("utf-8"), parse_constant=_refuse_constant)
+        value = json.loads(text.decode("utf-8"), parse_constant=_refuse_constant, object_pairs_hook=_lower_keys)
     except UnicodeDecodeError as error:
         raise DecodingFailure(f"{what} is not UTF-8: {error.reason} at byte {error.start}") from None
     except RecursionError:
@@ -114,7 +114,7 @@ def parse_object(text: bytes, what: str) -> dict[str, Any]:
         raise DecodingFailure(f"{what} is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise DecodingFailure(f"{what} is not a JSON object")
-    return value
+    return Fields(value)
 
 
 def parse_address(text: str, path: str) -> Address:
@@ -131,6 +131,8 @@ def parse_interface(text: str, path: str) -> Interface:
 
 def parse_destination(text: str, path: str) -> IPv4Network | IPv6Network:
     """A route's destination in CIDR notation; host bits are dropped, as the kernel does."""
+    if "/" not in text:
+        raise InvalidConfig(f'{path} "{text}" is not a destination in CIDR notation')
     return _parse(lambda value: ip_network(value, strict=False), text, path, "a destination in CIDR notation")
 
 
@@ -141,6 +143,11 @@ def _parse(parse: Callable[[str], T], text: str, path: str, words: str) -> T:
         return parse(text)
     except ValueError:
         raise InvalidConfig(f'{path} "{text}" is not {words}') from None
+
+
+def _lower_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object with its keys in lower case, the last of those that are then alike counting."""
+    return {key.lower(): value for key, value in pairs}
 
 
 def _refuse_constant(name: str) -> None:

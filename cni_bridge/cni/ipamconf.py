@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from cni_bridge.cni.errors import InvalidConfig
-from cni_bridge.cni.fields import Fields, as_objects, parse_address
-from cni_bridge.cni.request import Request
+from cni_bridge.cni.fields import Fields, as_objects, parse_address, parse_interface
+from cni_bridge.cni.request import Request, blame_args
 from cni_bridge.cni.resolvconf import read_resolv_conf
 from cni_bridge.cni.result import parse_route
 from ipam.api import Address, Dns, Owner, Range, RangeSet, Route, Wanted
@@ -94,4 +94,11 @@ def _requested(request: Request) -> tuple[Address, ...]:
     sources = [("CNI_ARGS IP", text) for text in filter(None, [request.args.get("IP", "")])]
     for fields in (from_args, config.object("runtimeConfig")):
         sources += [(f"{fields.at('ips')}[{i}]", text) for i, text in enumerate(fields.strings("ips"))]
-    return tuple(parse_address(text.split("/")[0], path) for path, text in sources)
+    return tuple(_parse_requested(text, path) for path, text in sources)
+
+
+def _parse_requested(text: str, path: str) -> Address:
+    try:
+        return parse_interface(text, path).ip if "/" in text else parse_address(text, path)
+    except InvalidConfig as error:
+        raise blame_args(error, path) from None

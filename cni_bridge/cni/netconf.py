@@ -8,14 +8,16 @@ from enum import StrEnum
 
 from cni_bridge.cni.errors import InvalidConfig
 from cni_bridge.cni.fields import Fields
-from cni_bridge.cni.request import Request
+from cni_bridge.cni.request import Request, blame_args
 from cni_bridge.cni.result import Result, parse_dns, parse_previous
 from cni_bridge.cni.versions import Version
 from ipam.api import Dns, Owner
 
 _LINK_NAME = re.compile(r"[!-~]{1,15}\Z")  # printable ASCII
 _NOT_IN_LINK_NAME = frozenset('/:%*"\\')  # the kernel's separators and patterns, nftables' wildcard and quote
-_MAC = re.compile(r"[0-9a-fA-F]{2}([:-][0-9a-fA-F]{2}){5}\Z")
+_MAC = re.compile(
+    r"([\da-f]{2}(?P<separator>[:-])([\da-f]{2}(?P=separator)){4}[\da-f]{2}|[\da-f]{4}(\.[\da-f]{4}){2})\Z", re.I | re.A
+)
 MAX_VLAN = 4094
 MAX_LINK_NAME = 15  # IFNAMSIZ less the terminating zero
 
@@ -160,10 +162,11 @@ def _parse_mac(request: Request) -> str:
     )
     for path, text in sources:
         if text:
-            octets = text.lower().replace("-", ":")
-            if not _MAC.match(text) or int(octets[:2], 16) & 1 or octets == "00:00:00:00:00:00":
-                raise InvalidConfig(f'{path} "{text}" is not a unicast MAC address of six octets')
-            return octets
+            digits = re.sub("[:.-]", "", text.lower())
+            if not _MAC.match(text) or int(digits[:2], 16) & 1 or not int(digits, 16):
+                error = InvalidConfig(f'{path} "{text}" is not a unicast MAC address of six octets')
+                raise blame_args(error, path)
+            return bytes.fromhex(digits).hex(":")
     return ""
 
 

@@ -74,7 +74,7 @@ def parse_request(environ: Mapping[str, str], stdin: bytes) -> Request:
     """The request in a valid environment and what came on standard input."""
     if len(stdin) > STDIN_LIMIT:
         raise DecodingFailure(f"the network configuration on stdin is larger than {STDIN_LIMIT >> 20} MiB")
-    config = Fields(parse_object(stdin, "the network configuration on stdin"))
+    config = parse_object(stdin, "the network configuration on stdin")
     network = config.string("name")
     if not network:
         raise InvalidConfig("missing network name", 'the key "name" of the network configuration is absent or empty')
@@ -122,7 +122,7 @@ def parse_version(config: Fields) -> Version:
 def version_asked(stdin: bytes) -> str:
     """The `cniVersion` that a VERSION request echoes; the newest where the caller sent none."""
     try:
-        return Fields(parse_object(stdin, "stdin")).string("cniVersion") or NEWEST
+        return parse_object(stdin, "stdin").string("cniVersion") or NEWEST
     except CniError:
         return NEWEST
 
@@ -144,6 +144,11 @@ def parse_args(text: str) -> dict[str, str]:
         shown = ", ".join(f'"{each}"' for each in unknown)
         raise CniError(Code.INVALID_ENVIRONMENT, f"CNI_ARGS: unknown args [{shown}]", "IgnoreUnknown=1 lets them pass")
     return pairs
+
+
+def blame_args(error: CniError, path: str) -> CniError:
+    """The error as one of the environment, if the value came from `CNI_ARGS`, which `path` then begins with."""
+    return CniError(Code.INVALID_ENVIRONMENT, error.msg, error.details) if path.startswith("CNI_ARGS") else error
 
 
 def _check_container_id(value: str) -> None:

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import stat
+
 from cni_bridge.cni.errors import InvalidConfig
 from ipam.api import Dns
+
+_LIMIT = 1 << 20  # characters
 
 
 def read_resolv_conf(path: str) -> Dns:
     """The settings in the file."""
     try:
-        with open(path, errors="replace") as file:
-            return parse_resolv_conf(file.read(1 << 20))
-    except OSError as error:
-        raise InvalidConfig(f'ipam.resolvConf "{path}" cannot be read: {error.strerror}') from None
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO would have us wait for its writer
+        with open(fd, errors="replace") as file:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise InvalidConfig(f'ipam.resolvConf "{path}" is not a regular file')
+            return parse_resolv_conf(file.read(_LIMIT))
+    except (OSError, ValueError) as error:  # ValueError for a path that the system cannot have
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidConfig(f'ipam.resolvConf "{path}" cannot be read: {reason}') from None
 
 
 def parse_resolv_conf(text: str) -> Dns:

@@ -1,0 +1,184 @@
+"""The `ipam` section as `host-local` reads it, and addresses requested by a runtime."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+
+import pytest
+
+from cni_bridge.cni.errors import Code, as_cni_error
+from cni_bridge.cni.ipamconf import IpamConf, parse_ipam
+from ipam.api import Dns, Route
+from tests.support.calls import OWNER, refusal, request
+
+SUBNET = {"subnet": "10.88.0.0/24"}
+
+
+def parse(ipam: object, **keys: object) -> IpamConf:
+    return parse_ipam(request(ipam=ipam, **keys))
+
+
+def test_the_old_form_has_the_subnet_in_the_section() -> None:
+    section = {"subnet": "10.88.0.0/24", "rangeStart": "10.88.0.9", "rangeEnd": "10.88.0.20", "gateway": "10.88.0.8"}
+    (offer,) = parse(section).range_sets
+    (each,) = offer.ranges
+    assert (each.subnet, str(each), each.gateway) == (
+        ip_network("10.88.0.0/24"),
+        "10.88.0.9-10.88.0.20",
+        ip_address("10.88.0.8"),
+    )
+
+
+def test_range_sets_come_from_the_runtime_then_the_old_form_then_the_new_one() -> None:
+    conf = parse(
+        {
+            "Subnet": "10.1.0.0/24",
+            "RANGES": [[{"subnet": "10.2.0.0/30"}, {"Subnet": "10.3.0.0/30"}], [{"subnet": "fd00::/64"}]],
+        },
+        runtimeConfig={"IpRanges": [[{"subnet": "10.4.0.0/30", "rangeStart": "10.4.0.2"}]]},
+    )
+    assert [str(each) for each in conf.range_sets] == [
+        "10.4.0.2-10.4.0.2",
+        "10.1.0.1-10.1.0.254",
+        "10.2.0.1-10.2.0.2,10.3.0.1-10.3.0.2",
+        "fd00::1-fd00::ffff:ffff:ffff:ffff",
+    ]
+
+
+@pytest.mark.parametrize("ipam", [{}, {"ranges": None}, {"ranges": []}])
+def test_ranges_of_the_runtime_are_enough(ipam: object) -> None:
+    conf = parse(ipam, runtimeConfig={"ipRanges": [[SUBNET]]})
+    assert [str(each) for each in conf.range_sets] == ["10.88.0.1-10.88.0.254"]
+
+
+def test_implied_gateways_are_those_that_nobody_configured() -> None:
+    conf = parse(
+        {"ranges": [[SUBNET], [{"subnet": "10.89.0.0/24", "gateway": "10.89.0.1"}], [{"subnet": "fd00::/64"}]]}
+    )
+    assert [str(each.ranges[0].gateway) for each in conf.range_sets] == ["10.88.0.1", "10.89.0.1", "fd00::1"]
+    assert conf.implied_gateways == {ip_address("10.88.0.1"), ip_address("fd00::1")}
+
+
+def test_a_range_that_starts_at_the_first_host_may_claim_it() -> None:
+    sent = request(ipam={**SUBNET, "rangeStart": "10.88.0.1"})
+    for allowed, gateway in ((False, "10.88.0.1"), (True, "None")):
+        (offer,) = parse_ipam(sent, first_may_be_claimed=allowed).range_sets
+        assert str(offer.ranges[0].gateway) == gateway
+
+
+def test_requested_addresses_of_all_sources_in_order_with_or_without_prefix_length() -> None:
+    sent = request(
+        {"CNI_ARGS": "IP=10.88.0.5/24"},
+        ipam={"ranges": [[SUBNET], [{"subnet": "fd00::/64"}]]},
+        args={"cni": {"ips": ["10.88.0.6"]}},
+        runtimeConfig={"IPs": ["10.88.0.7/16", "FD00::7"]},
+    )
+    assert [str(each) for each in parse_ipam(sent).requested] == ["10.88.0.5", "10.88.0.6", "10.88.0.7", "fd00::7"]
+
+
+@pytest.mark.parametrize(
+    "keys", [{}, {"args": {"cni": {"ips": []}}}, {"args": {"cni": None}, "runtimeConfig": {"ips": None}}]
+)
+def test_nothing_requested(keys: dict[str, object]) -> None:
+    assert parse_ipam(request({"CNI_ARGS": "IP="}, ipam=SUBNET, **keys)).requested == ()
+
+
+@pytest.mark.parametrize(
+    "text", ["10.88.0", "10.88.0.256", "10.88.0.5/33", "10.88.0.5/x", "10.88.0.5/", "", "fe80::1%eth0"]
+)
+def test_bad_requested_addresses(text: str) -> None:
+    for keys, at in (
+        ({"args": {"cni": {"ips": ["10.88.0.9", text]}}}, "args.cni.ips[1]"),
+        ({"runtimeConfig": {"ips": [text]}}, "runtimeConfig.ips[0]"),
+    ):
+        error = refusal(parse_ipam, request(ipam=SUBNET, **keys))
+        assert error.code == Code.INVALID_CONFIG
+        assert at in error.msg
+        assert text in error.msg
+
+
+def test_bad_requested_address_in_cni_args_is_a_bad_environment() -> None:
+    error = refusal(parse_ipam, request({"CNI_ARGS": "IP=nonsense"}, ipam=SUBNET))
+    assert error.code == Code.INVALID_ENVIRONMENT
+    assert error.msg.startswith('CNI_ARGS IP "nonsense"')
+
+
+@pytest.mark.parametrize(
+    ("ipam", "code", "msg"),
+    [
+        (None, Code.INVALID_CONFIG, "IPAM config missing 'ipam' key"),
+        ({}, Code.INVALID_CONFIG, "no IP ranges specified: set ipam.ranges or ipam.subnet"),
+        ({"ranges": []}, Code.INVALID_CONFIG, "no IP ranges specified"),
+        ({"ranges": [[]]}, Code.INVALID_CONFIG, "range set 0 is empty"),
+        ({"ranges": [SUBNET]}, Code.INVALID_CONFIG, "ipam.ranges[0] is not a list of ranges"),
+        ({"ranges": [[None]]}, Code.DECODING_FAILURE, "ipam.ranges[0][0] is null, expected an object"),
+        ({"ranges": SUBNET}, Code.DECODING_FAILURE, 'ipam.ranges is {"subnet": "10.88.0.0/24"}, expected a list'),
+        ({"ranges": [[{}]]}, Code.INVALID_CONFIG, "ipam.ranges[0][0].subnet is missing"),
+        ({"subnet": ""}, Code.INVALID_CONFIG, "ipam.subnet is missing"),
+        ({"subnet": 10}, Code.DECODING_FAILURE, "ipam.subnet is 10, expected a string"),
+        ({"subnet": "10.88.0.0"}, Code.INVALID_CONFIG, 'ipam: subnet "10.88.0.0" has no prefix length'),
+        ({"subnet": "nonsense/24"}, Code.INVALID_CONFIG, 'ipam: subnet "nonsense/24" is not'),
+        (
+            {"ranges": [[SUBNET, {"subnet": "10.88.1.5/24"}]]},
+            Code.INVALID_CONFIG,
+            'ipam.ranges[0][1]: subnet "10.88.1.5/24" has host bits set',
+        ),
+        ({**SUBNET, "gateway": "nonsense"}, Code.INVALID_CONFIG, 'ipam.gateway "nonsense" is not an IP address'),
+        ({**SUBNET, "rangeStart": "10.89.0.1"}, Code.INVALID_CONFIG, "ipam: rangeStart 10.89.0.1 is not in subnet"),
+        ({**SUBNET, "ranges": [[SUBNET]]}, Code.INVALID_CONFIG, "range set 0 overlaps with range set 1"),
+        ({"ranges": [[SUBNET, SUBNET]]}, Code.INVALID_CONFIG, "range set 0: ranges"),
+        ({"ranges": [[SUBNET, {"subnet": "fd00::/64"}]]}, Code.INVALID_CONFIG, "range set 0 mixes IPv4 and IPv6"),
+        ({**SUBNET, "routes": {}}, Code.DECODING_FAILURE, "ipam.routes is {}, expected a list"),
+        ({**SUBNET, "routes": [{"dst": "x"}]}, Code.INVALID_CONFIG, 'ipam.routes[0].dst "x" is not a destination'),
+        ({**SUBNET, "routes": [{}]}, Code.INVALID_CONFIG, 'ipam.routes[0].dst "" is not a destination'),
+        (
+            {**SUBNET, "routes": [{"dst": "0.0.0.0/0", "gw": "fd00::1"}]},
+            Code.INVALID_CONFIG,
+            "ipam.routes[0].gw fd00::1 is not of the family of ipam.routes[0].dst 0.0.0.0/0",
+        ),
+        (
+            {**SUBNET, "routes": [{"dst": "0.0.0.0/0", "scope": 256}]},
+            Code.INVALID_CONFIG,
+            "ipam.routes[0].scope 256 is not between 0 and 255",
+        ),
+        ({**SUBNET, "resolvConf": "/nowhere"}, Code.INVALID_CONFIG, 'ipam.resolvConf "/nowhere" cannot be read'),
+    ],
+)
+def test_bad_sections(ipam: object, code: Code, msg: str) -> None:
+    with pytest.raises(Exception) as caught:
+        parse(ipam)
+    error = as_cni_error(caught.value)
+    assert error.code == code
+    assert error.msg.startswith(msg)
+
+
+def test_routes_and_dns_come_back_as_configured(tmp_path: Path) -> None:
+    resolv_conf = tmp_path / "resolv.conf"
+    resolv_conf.write_text("nameserver 10.88.0.53\n")
+    route = {
+        "dst": "10.9.0.0/16",
+        "gw": "10.88.0.7",
+        "mtu": 1400,
+        "advmss": 1360,
+        "priority": 5,
+        "table": 100,
+        "scope": 0,
+    }
+    conf = parse({**SUBNET, "routes": [{"dst": "0.0.0.0/0"}, route], "resolvConf": str(resolv_conf)})
+    wanted = conf.wanted(OWNER)
+    assert wanted.owner == OWNER
+    assert wanted.range_sets == conf.range_sets
+    assert wanted.dns == Dns(nameservers=("10.88.0.53",))
+    assert wanted.routes == (
+        Route(dst=ip_network("0.0.0.0/0")),
+        Route(
+            dst=ip_network("10.9.0.0/16"),
+            gw=ip_address("10.88.0.7"),
+            mtu=1400,
+            advmss=1360,
+            priority=5,
+            table=100,
+            scope=0,
+        ),
+    )

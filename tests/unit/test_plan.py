@@ -1,0 +1,281 @@
+"""From a configuration, an owner and its addresses to the desired state of the attachment."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from ipaddress import ip_address, ip_interface, ip_network
+
+import pytest
+
+from cni_bridge.cni.netconf import Backend, NetConf, parse_netconf
+from cni_bridge.cni.result import InterfaceEntry
+from cni_bridge.plan import Attachment, NetnsRef, build_result, plan
+from cni_bridge.policy import Masquerade, Policy, SpoofCheck
+from cni_bridge.tag import container_mac, host_ifname, host_mac, owner_tag
+from ipam.api import Address, Allocation, Dns, Lease, Route
+from tests.support.calls import OWNER, request
+
+NETNS = NetnsRef(path="/run/netns/c1", device=4, inode=4026532000)
+DEFAULT4, DEFAULT6 = Route(dst=ip_network("0.0.0.0/0")), Route(dst=ip_network("::/0"))
+
+
+def conf(**keys: object) -> NetConf:
+    return parse_netconf(request(**{"ipam": {"type": "cni-ipam"}, **keys}))
+
+
+def allocation(*leases: str, routes: tuple[Route, ...] = (), dns: Dns | None = None) -> Allocation:
+    """Leases written as `ADDRESS/LENGTH` or `ADDRESS/LENGTH via GATEWAY`."""
+    made = []
+    for text in leases:
+        address, _, gateway = text.partition(" via ")
+        made.append(
+            Lease(
+                owner=OWNER,
+                address=ip_interface(address),
+                gateway=ip_address(gateway) if gateway else None,
+                since=datetime.fromtimestamp(0, UTC),
+            )
+        )
+    return Allocation(leases=tuple(made), routes=routes, dns=dns or Dns())
+
+
+def attach(
+    conf: NetConf, given: Allocation, *, implied: tuple[str, ...] = (), backend: Backend = Backend.NFTABLES
+) -> Attachment:
+    implied_gateways: frozenset[Address] = frozenset(map(ip_address, implied))
+    return plan(conf, OWNER, NETNS, given, implied_gateways=implied_gateways, backend=backend, uplink_mtu=1450)
+
+
+def routes(attachment: Attachment) -> list[str]:
+    """The container's routes as `DST` or `DST via GATEWAY`."""
+    return [f"{each.dst} via {each.gw}" if each.gw else str(each.dst) for each in attachment.container.routes]
+
+
+def gateways(attachment: Attachment) -> list[str]:
+    return [str(each) for each in attachment.gateway.addresses] if attachment.gateway is not None else []
+
+
+DUAL = allocation("10.88.0.2/24 via 10.88.0.1", "fd00:88::2/64 via fd00:88::1", routes=(DEFAULT4, DEFAULT6))
+
+
+def test_names_follow_from_the_owner() -> None:
+    made = attach(conf(bridge="br1"), DUAL)
+    assert (made.owner, made.netns, made.bridge.name, made.ipam_type) == (OWNER, NETNS, "br1", "cni-ipam")
+    assert (made.port.name, made.port.alias, made.port.mac) == (host_ifname(OWNER), owner_tag(OWNER), host_mac(OWNER))
+    assert (made.container.ifname, made.container.mac) == ("eth0", container_mac(OWNER))
+    assert made.container.addresses == (ip_interface("10.88.0.2/24"), ip_interface("fd00:88::2/64"))
+
+
+def test_flags_reach_the_links() -> None:
+    plain = attach(conf(), DUAL)
+    assert (plain.port.hairpin, plain.port.isolated, plain.bridge.promisc) == (False, False, False)
+    assert (plain.container.up, plain.container.dad, plain.bridge.vlan_filtering) == (True, False, False)
+    made = attach(conf(hairpinMode=True, portIsolation=True, enabledad=True, vlan=7, preserveDefaultVlan=True), DUAL)
+    assert (made.port.hairpin, made.port.isolated, made.container.dad) == (True, True, True)
+    assert (made.port.vlan, made.port.preserve_default_vlan, made.bridge.vlan_filtering) == (7, True, True)
+    trunk = attach(conf(promiscMode=True, vlanTrunk=[{"minID": 2, "maxID": 3}]), DUAL)
+    assert (trunk.bridge.promisc, trunk.port.vlan_trunk, trunk.bridge.vlan_filtering) == (True, (2, 3), True)
+    down = attach(conf(ipam=None, disableContainerInterface=True), allocation())
+    assert down.container.up is False
+
+
+def test_the_requested_mac_is_the_containers() -> None:
+    made = attach(conf(runtimeConfig={"mac": "02:00:00:00:00:0C"}, macspoofchk=True), DUAL)
+    assert made.container.mac == "02:00:00:00:00:0c"
+    assert made.policies[0].spoof_check == SpoofCheck(port=made.port.name, mac="02:00:00:00:00:0c")
+
+
+@pytest.mark.parametrize(("keys", "mtu", "configured"), [({}, 1450, False), ({"mtu": 1400}, 1400, True)])
+def test_the_mtu_is_the_uplinks_unless_configured(keys: dict[str, object], mtu: int, configured: bool) -> None:
+    made = attach(conf(**keys), DUAL)
+    assert (made.bridge.mtu, made.port.mtu, made.container.mtu) == (mtu, mtu, mtu)
+    assert made.bridge.mtu_configured is configured
+
+
+def test_a_link_without_addresses() -> None:
+    made = attach(conf(ipam=None, isDefaultGateway=True, ipMasq=True), allocation())
+    assert (made.gateway, made.policies, made.container.addresses, made.container.routes) == (None, (), (), ())
+
+
+def test_gateway_addresses_are_on_the_bridge_only_where_this_host_is_the_gateway() -> None:
+    assert attach(conf(), DUAL).gateway is None
+    made = attach(conf(isGateway=True, forceAddress=True), DUAL)
+    assert gateways(made) == ["10.88.0.1/24", "fd00:88::1/64"]
+    assert made.gateway is not None
+    assert (made.gateway.link, made.gateway.vlan, made.gateway.force) == ("cni0", 0, True)
+
+
+def test_a_gateway_that_ipam_does_not_name_is_the_subnets_first_host() -> None:
+    given = allocation("10.88.0.2/24", "fd00:88::2/64")
+    made = attach(conf(isGateway=True), given)
+    assert gateways(made) == ["10.88.0.1/24", "fd00:88::1/64"]
+    result = build_result(conf(isGateway=True), made, given, "02:00:00:00:00:01", "/run/netns/c1")
+    assert [str(each.gateway) for each in result.ips] == ["10.88.0.1", "fd00:88::1"]
+
+
+def test_several_ranges_of_one_family_have_a_gateway_each_and_none_twice() -> None:
+    given = allocation(
+        "10.88.0.2/24 via 10.88.0.1", "10.89.0.2/24 via 10.89.0.1", "10.88.0.200/24 via 10.88.0.1", routes=(DEFAULT4,)
+    )
+    made = attach(conf(isGateway=True), given)
+    assert gateways(made) == ["10.88.0.1/24", "10.89.0.1/24"]
+    assert routes(made) == ["0.0.0.0/0 via 10.88.0.1"]
+    result = build_result(conf(isGateway=True), made, given, "", "/run/netns/c1")
+    assert [str(each.gateway) for each in result.ips] == ["10.88.0.1", "10.89.0.1", "10.88.0.1"]
+
+
+def test_the_gateway_of_an_access_vlan_has_a_link_of_its_own() -> None:
+    made = attach(conf(isGateway=True, vlan=7, ipMasq=True), DUAL)
+    assert made.gateway is not None
+    assert (made.gateway.link, made.gateway.vlan) == ("cni0.7", 7)
+    assert {each.local_links for each in made.policies[0].masquerade} == {("cni0", "cni0.7")}
+
+
+@pytest.mark.parametrize(
+    ("configured", "added", "installed"),
+    [
+        pytest.param(
+            (),
+            ["0.0.0.0/0 via 10.88.0.1", "::/0 via fd00:88::1"],
+            ["0.0.0.0/0 via 10.88.0.1", "::/0 via fd00:88::1"],
+            id="none",
+        ),
+        pytest.param(
+            (DEFAULT4, DEFAULT6), [], ["0.0.0.0/0 via 10.88.0.1", "::/0 via fd00:88::1"], id="without gateway"
+        ),
+        pytest.param(
+            (Route(dst=DEFAULT4.dst, gw=ip_address("10.88.0.9")),),
+            ["::/0 via fd00:88::1"],
+            ["0.0.0.0/0 via 10.88.0.9", "::/0 via fd00:88::1"],
+            id="with another gateway",
+        ),
+        pytest.param(
+            (Route(dst=ip_network("10.9.0.0/16")),),
+            ["0.0.0.0/0 via 10.88.0.1", "::/0 via fd00:88::1"],
+            ["10.9.0.0/16 via 10.88.0.1", "0.0.0.0/0 via 10.88.0.1", "::/0 via fd00:88::1"],
+            id="another destination",
+        ),
+    ],
+)
+def test_is_default_gateway_adds_one_default_route_a_family(
+    configured: tuple[Route, ...], added: list[str], installed: list[str]
+) -> None:
+    given = allocation("10.88.0.2/24 via 10.88.0.1", "fd00:88::2/64 via fd00:88::1", routes=configured)
+    settings = conf(isDefaultGateway=True)
+    made = attach(settings, given, implied=("10.88.0.1", "fd00:88::1"))
+    assert routes(made) == installed
+    result = build_result(settings, made, given, "", "/run/netns/c1")
+    assert result.routes[: len(configured)] == configured
+    assert [f"{each.dst} via {each.gw}" for each in result.routes[len(configured) :]] == added
+
+
+def test_is_default_gateway_adds_nothing_for_a_family_without_address() -> None:
+    assert routes(attach(conf(isDefaultGateway=True), allocation("10.88.0.2/24"))) == ["0.0.0.0/0 via 10.88.0.1"]
+
+
+SUBNET_ROUTE = Route(dst=ip_network("10.9.0.0/16"))
+
+
+@pytest.mark.parametrize(
+    ("keys", "implied", "configured", "installed"),
+    [
+        pytest.param({}, True, SUBNET_ROUTE, "10.9.0.0/16", id="nobody's gateway gets no route"),
+        pytest.param({}, True, DEFAULT4, "0.0.0.0/0 via 10.88.0.1", id="but the default route"),
+        pytest.param({}, False, SUBNET_ROUTE, "10.9.0.0/16 via 10.88.0.1", id="a configured gateway is somebody's"),
+        pytest.param({"isGateway": True}, True, SUBNET_ROUTE, "10.9.0.0/16 via 10.88.0.1", id="this host is one"),
+        pytest.param(
+            {"isGateway": True},
+            True,
+            Route(dst=SUBNET_ROUTE.dst, scope=253),
+            "10.9.0.0/16",
+            id="a route of link scope has no gateway",
+        ),
+        pytest.param(
+            {"isGateway": True},
+            True,
+            Route(dst=SUBNET_ROUTE.dst, gw=ip_address("10.88.0.7")),
+            "10.9.0.0/16 via 10.88.0.7",
+            id="its own gateway stays",
+        ),
+    ],
+)
+def test_a_route_without_gateway(keys: dict[str, object], implied: bool, configured: Route, installed: str) -> None:
+    given = allocation("10.88.0.2/24 via 10.88.0.1", routes=(configured,))
+    assert routes(attach(conf(**keys), given, implied=("10.88.0.1",) if implied else ())) == [installed]
+
+
+def test_a_route_of_a_family_without_gateway_is_on_link() -> None:
+    given = allocation("10.88.0.2/24 via 10.88.0.1", routes=(DEFAULT6,))
+    assert routes(attach(conf(isGateway=True), given)) == ["::/0"]
+
+
+def test_a_route_keeps_all_its_attributes() -> None:
+    route = Route(
+        dst=SUBNET_ROUTE.dst, gw=ip_address("10.88.0.7"), mtu=1300, advmss=1260, priority=5, table=100, scope=0
+    )
+    assert attach(conf(), allocation("10.88.0.2/24", routes=(route,))).container.routes == (route,)
+
+
+@pytest.mark.parametrize("keys", [{}, {"ipMasqBackend": "iptables"}])
+def test_masquerade_covers_every_address(keys: dict[str, object]) -> None:
+    made = attach(conf(ipMasq=True, **keys), DUAL)
+    assert made.policies == (
+        Policy(
+            backend=Backend.IPTABLES if keys else Backend.NFTABLES,
+            owner=OWNER,
+            masquerade=(
+                Masquerade(address=ip_address("10.88.0.2"), local_links=("cni0",)),
+                Masquerade(address=ip_address("fd00:88::2"), local_links=("cni0",)),
+            ),
+        ),
+    )
+
+
+def test_masquerade_takes_the_hosts_backend_where_none_is_configured() -> None:
+    assert attach(conf(ipMasq=True), DUAL, backend=Backend.IPTABLES).policies[0].backend is Backend.IPTABLES
+
+
+def test_the_spoof_check_is_in_nftables_whatever_masquerades() -> None:
+    made = attach(conf(ipMasq=True, ipMasqBackend="iptables", macspoofchk=True), DUAL)
+    assert [each.backend for each in made.policies] == [Backend.IPTABLES, Backend.NFTABLES]
+    assert made.policies[1].spoof_check == SpoofCheck(port=host_ifname(OWNER), mac=container_mac(OWNER))
+
+
+def test_the_result_names_the_three_links() -> None:
+    settings = conf(isGateway=True)
+    made = attach(settings, DUAL)
+    result = build_result(settings, made, DUAL, "02:00:00:00:00:01", "/proc/self/../7/ns/net")
+    assert result.interfaces == (
+        InterfaceEntry(name="cni0", mac="02:00:00:00:00:01"),
+        InterfaceEntry(name=made.port.name, mac=made.port.mac, mtu=1450),
+        InterfaceEntry(name="eth0", mac=made.container.mac, mtu=1450, sandbox="/proc/self/../7/ns/net"),
+    )
+    assert {each.interface for each in result.ips} == {2}
+    assert result.routes == DUAL.routes
+
+
+@pytest.mark.parametrize(("configured", "expected"), [({}, "10.0.0.53"), ({"nameservers": ["10.0.0.54"]}, "10.0.0.54")])
+def test_configured_dns_replaces_that_of_ipam(configured: object, expected: str) -> None:
+    settings = conf(dns=configured)
+    given = allocation("10.88.0.2/24", dns=Dns(nameservers=("10.0.0.53",), domain="a.test"))
+    result = build_result(settings, attach(settings, given), given, "", "")
+    assert result.dns.nameservers == (expected,)
+    assert result.dns.domain == ("" if configured else "a.test")
+
+
+def test_a_previous_result_is_passed_on_before_ours() -> None:
+    previous = {
+        "cniVersion": "1.1.0",
+        "interfaces": [{"name": "lo"}],
+        "ips": [{"address": "127.0.0.1/8", "interface": 0}],
+    }
+    settings = conf(prevResult=previous)
+    result = build_result(settings, attach(settings, DUAL), DUAL, "", "/run/netns/c1")
+    assert [each.name for each in result.interfaces] == ["lo", "cni0", host_ifname(OWNER), "eth0"]
+    assert [each.interface for each in result.ips] == [0, 3, 3]
+
+
+def test_a_namespace_is_the_same_by_whatever_path() -> None:
+    assert NETNS.same_as(NetnsRef(path="/proc/7/ns/net", device=4, inode=4026532000))
+    assert not NETNS.same_as(NetnsRef(path="/run/netns/c1", device=4, inode=4026532001))
+    assert not NETNS.same_as(NetnsRef(path="/run/netns/c1", device=5, inode=4026532000))

@@ -1,0 +1,209 @@
+"""The desired state of each attachment, kept in files."""
+
+from __future__ import annotations
+
+import resource
+import stat
+from dataclasses import replace
+from ipaddress import ip_address, ip_interface, ip_network
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cni_bridge.cni.errors import Code
+from cni_bridge.cni.netconf import Backend
+from cni_bridge.plan import Attachment, BridgeSpec, ContainerSpec, GatewaySpec, NetnsRef, PortSpec
+from cni_bridge.policy import Masquerade, Policy, SpoofCheck
+from cni_bridge.records import Records
+from ipam.api import Interface, Owner, Route
+from ipam.codec import decode, encode
+from tests.support.calls import OWNER, owner, refusal
+
+ATTACHMENT = Attachment(
+    owner=OWNER,
+    netns=NetnsRef(path="/run/netns/c1", device=4, inode=4026532000),
+    ipam_type="cni-ipam",
+    bridge=BridgeSpec(name="cni0", mtu=1500, mtu_configured=False, promisc=False, vlan_filtering=True),
+    port=PortSpec(
+        name="veth0123456789a",
+        alias="cni-bridge:x:y net1/c1/eth0",
+        mac="02:00:00:00:00:01",
+        mtu=1500,
+        hairpin=True,
+        isolated=False,
+        vlan=7,
+        vlan_trunk=(8, 9),
+        preserve_default_vlan=False,
+    ),
+    container=ContainerSpec(
+        ifname="eth0",
+        mac="02:00:00:00:00:02",
+        mtu=1500,
+        up=True,
+        dad=False,
+        addresses=(ip_interface("10.88.0.2/24"), ip_interface("fd00:88::2/64")),
+        routes=(Route(dst=ip_network("0.0.0.0/0"), gw=ip_address("10.88.0.1")), Route(dst=ip_network("::/0"), table=0)),
+    ),
+    gateway=GatewaySpec(link="cni0.7", vlan=7, addresses=(ip_interface("10.88.0.1/24"),), force=False),
+    policies=(
+        Policy(
+            backend=Backend.IPTABLES,
+            owner=OWNER,
+            masquerade=(Masquerade(address=ip_address("fd00:88::2"), local_links=("cni0", "cni0.7")),),
+        ),
+        Policy(backend=Backend.NFTABLES, owner=OWNER, spoof_check=SpoofCheck(port="veth0", mac="02:00:00:00:00:02")),
+    ),
+)
+
+
+def of(owner: Owner) -> Attachment:
+    return replace(ATTACHMENT, owner=owner)
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Records:
+    return Records(tmp_path / "attachments")
+
+
+def files(tmp_path: Path) -> list[Path]:
+    return sorted(each for each in tmp_path.rglob("*") if each.is_file())
+
+
+def test_what_was_written_is_read(records: Records) -> None:
+    records.write(ATTACHMENT)
+    assert records.read(OWNER) == ATTACHMENT
+    assert records.read(owner("c2")) is None
+    changed = replace(ATTACHMENT, gateway=None, policies=())
+    records.write(changed)
+    assert records.read(OWNER) == changed
+
+
+@given(
+    names=st.tuples(st.text("ab.-_0", min_size=1), st.text("ab.-_0", min_size=1), st.text(min_size=1, max_size=15)),
+    addresses=st.lists(st.builds(ip_interface, st.ip_addresses()), max_size=3),
+    trunk=st.lists(st.integers(1, 4094)),
+    flag=st.booleans(),
+)
+@settings(max_examples=20, deadline=None, database=None)
+def test_any_attachment_survives_json(
+    names: tuple[str, str, str], addresses: list[Interface], trunk: list[int], flag: bool
+) -> None:
+    network, container_id, ifname = names
+    made = replace(
+        of(Owner(network=network, container_id=container_id, ifname=ifname)),
+        container=replace(ATTACHMENT.container, addresses=tuple(addresses), up=flag),
+        port=replace(ATTACHMENT.port, vlan_trunk=tuple(trunk), hairpin=flag),
+        gateway=ATTACHMENT.gateway if flag else None,
+    )
+    assert decode(Attachment, encode(made)) == made
+
+
+def test_removing_leaves_no_file_and_no_folder(records: Records, tmp_path: Path) -> None:
+    records.write(ATTACHMENT)
+    records.write(of(owner("c2")))
+    records.remove(OWNER)
+    assert [each.owner for each in records.all()] == [owner("c2")]
+    records.remove(owner("c2"))
+    records.remove(owner("c2"))
+    assert list((tmp_path / "attachments").iterdir()) == []
+
+
+def test_all_of_one_network_or_of_every(records: Records) -> None:
+    kept = [
+        owner("c1"),
+        owner("c1", ifname="eth1"),
+        owner("c2"),
+        owner("c1", network="net2"),
+        owner("c1", network="net11"),
+    ]
+    for each in kept:
+        records.write(of(each))
+    assert {each.owner for each in records.all("net1")} == set(kept[:3])
+    assert {each.owner for each in records.all("net2")} == {kept[3]}
+    assert {each.owner for each in records.all()} == set(kept)
+    assert list(records.all("net")) == []
+
+
+def test_nothing_is_there_before_the_first(records: Records) -> None:
+    assert list(records.all()) == []
+    assert records.read(OWNER) is None
+    records.remove(OWNER)
+
+
+def test_long_names(records: Records) -> None:
+    kept = [
+        owner("c" * 400, network="n" * 400),
+        owner("c" * 401, network="n" * 400),
+        owner("c" * 400, network="n" * 401),
+    ]
+    for each in kept:
+        records.write(of(each))
+    assert [records.read(each) for each in kept] == [of(each) for each in kept]
+    assert {each.owner for each in records.all("n" * 400)} == set(kept[:2])
+
+
+def test_a_record_is_for_its_owner_only(records: Records, tmp_path: Path) -> None:
+    records.write(ATTACHMENT)
+    (path,) = files(tmp_path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"{",
+        b"\xff",
+        b"[]",
+        b"null",
+        b"{}",
+        b'{"format": 1}',
+        b'{"format": 2, "attachment": {}}',
+        b'{"format": 1, "attachment": {}}',
+        b'{"format": 1, "attachment": []}',
+        b'{"format": 1, "attachment": {"owner": 5}}',
+        b'{"format": 1, "attachment": ' + b"[" * 100_000,
+    ],
+)
+def test_a_corrupt_record_is_named(records: Records, tmp_path: Path, text: bytes) -> None:
+    records.write(ATTACHMENT)
+    (path,) = files(tmp_path)
+    path.write_bytes(text)
+    error = refusal(records.read, OWNER)
+    assert error.code == Code.IO_FAILURE
+    assert str(path) in error.msg
+    records.remove(OWNER)
+    assert records.read(OWNER) is None
+
+
+def test_a_draft_left_by_a_crash_is_in_nobodys_way(records: Records, tmp_path: Path) -> None:
+    records.write(ATTACHMENT)
+    (path,) = files(tmp_path)
+    path.with_name(f".{path.name}.new").write_text("{")
+    assert [each.owner for each in records.all()] == [OWNER]
+    records.write(ATTACHMENT)
+    assert files(tmp_path) == [path]
+
+
+def test_a_record_that_cannot_be_written_leaves_the_former_one(records: Records, tmp_path: Path) -> None:
+    records.write(ATTACHMENT)
+    before = files(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))  # as on a full file system, for this process only
+    try:
+        with pytest.raises(OSError):
+            records.write(replace(ATTACHMENT, gateway=None))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert files(tmp_path) == before
+    assert records.read(OWNER) == ATTACHMENT
+
+
+def test_a_missing_directory_is_not_writable(records: Records, tmp_path: Path) -> None:
+    error = refusal(records.require_writable)
+    assert error.code == Code.IO_FAILURE
+    assert str(tmp_path / "attachments") in error.msg
+    Records(tmp_path).require_writable()
