@@ -58,6 +58,10 @@ class ExecIpam:
         """See `Ipam.release`."""
         await self._run(Command.DEL, owner)
 
+    async def held(self, owner: Owner) -> tuple[Lease, ...]:
+        """See `Ipam.held`; there is no operation that asks a plugin."""
+        return ()
+
     async def check(self, wanted: Wanted, addresses: tuple[Interface, ...]) -> None:
         """See `Ipam.check`."""
         await self._run(Command.CHECK, wanted.owner)

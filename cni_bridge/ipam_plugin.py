@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 
-from cni_bridge.cni.errors import CniError, Code, as_cni_error
 from cni_bridge.cni.ipamconf import parse_ipam
 from cni_bridge.cni.netconf import parse_valid_attachments
 from cni_bridge.cni.request import Command, Request
@@ -47,13 +46,8 @@ async def collect(ipam: Ipam, request: Request) -> None:
 
 
 async def status(ipam: Ipam, request: Request) -> None:
-    """Fail with code 50 and the reason if an ADD could not be served now."""
-    conf = parse_ipam(request)
-    try:
-        await ipam.status(conf.wanted(request.owner))
-    except Exception as error:
-        failure = as_cni_error(error)
-        raise CniError(Code.NOT_AVAILABLE, failure.msg, failure.details) from None
+    """Fail with the reason if an ADD could not be served now."""
+    await ipam.status(parse_ipam(request).wanted(request.owner))
 
 
 OPERATIONS: Mapping[Command, Callable[[Ipam, Request], Awaitable[Result | None]]] = {

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from importlib.metadata import version as distribution_version
 from typing import Any
 
-from cni_bridge.cni.errors import CniError, Code, as_cni_error
+from cni_bridge.cni.errors import CniError, Code, as_cni_error, as_unavailable
 from cni_bridge.cni.fields import parse_object
 from cni_bridge.cni.request import (
     STDIN_LIMIT,
@@ -64,6 +64,8 @@ def run(name: str, serve: Serve) -> int:
         failure = as_cni_error(error)
         if failure.code == Code.INTERNAL:
             log.exception("%s failed for a reason that this program does not know", command)
+        if command == Command.STATUS:
+            failure = as_unavailable(failure)
         sys.stdout.write(json.dumps(_render_error(failure, stdin), indent=4))
         return 1
     if result is not None:

@@ -15,7 +15,10 @@ async def opened(settings: Settings) -> AsyncIterator[Ipam]:
     """The IPAM for one request; which one serves makes no difference to what is stored."""
     remote = RemoteIpam(settings.ipamd_socket, patience=settings.request_timeout)
     if settings.ipamd_socket.exists() and await remote.greets():
-        yield remote
+        try:
+            yield remote
+        finally:
+            remote.close()
         return
     from ipam.local import LocalIpam  # SQLite is needed here only
 

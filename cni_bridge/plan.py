@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import ip_network
 
@@ -231,15 +231,24 @@ def _policies(
     conf: NetConf, owner: Owner, allocation: Allocation, backend: Backend, gateway_link: str
 ) -> Iterator[Policy]:
     if conf.ip_masq and allocation.leases:
+        addresses = (lease.address.ip for lease in allocation.leases)
         links = tuple(dict.fromkeys((conf.bridge, gateway_link)))
-        yield Policy(
-            backend=conf.ip_masq_backend or backend,
-            owner=owner,
-            masquerade=tuple(Masquerade(address=lease.address.ip, local_links=links) for lease in allocation.leases),
-        )
+        yield _masquerade(owner, addresses, links, conf.ip_masq_backend or backend)
     if conf.mac_spoof_check:
-        yield Policy(
-            backend=Backend.NFTABLES,
-            owner=owner,
-            spoof_check=SpoofCheck(port=host_ifname(owner), mac=conf.mac or container_mac(owner)),
-        )
+        yield _spoof_check(owner, conf.mac or container_mac(owner))
+
+
+def possible_policies(owner: Owner, addresses: Iterable[Address], bridge: str) -> tuple[Policy, ...]:
+    """What an attachment without a record may have had, in either backend."""
+    found = tuple(addresses)
+    masquerades = (_masquerade(owner, found, (bridge,), backend) for backend in Backend) if found else ()
+    return (*masquerades, _spoof_check(owner, container_mac(owner)))
+
+
+def _masquerade(owner: Owner, addresses: Iterable[Address], links: tuple[str, ...], backend: Backend) -> Policy:
+    masquerade = tuple(Masquerade(address=each, local_links=links) for each in addresses)
+    return Policy(backend=backend, owner=owner, masquerade=masquerade)
+
+
+def _spoof_check(owner: Owner, mac: str) -> Policy:
+    return Policy(backend=Backend.NFTABLES, owner=owner, spoof_check=SpoofCheck(port=host_ifname(owner), mac=mac))

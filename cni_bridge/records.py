@@ -42,16 +42,17 @@ class Records:
         """Keep the attachment, whole or not at all."""
         path = self._path(attachment.owner)
         draft = path.with_name(f".{path.name}.new")  # the owner's lock is held: nobody else writes it
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        draft.unlink(missing_ok=True)
-        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        text = json.dumps({"format": FORMAT, "attachment": encode(attachment)})
         try:
-            with open(fd, "w") as file:
-                json.dump({"format": FORMAT, "attachment": encode(attachment)}, file)
-            draft.rename(path)
-        except BaseException:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             draft.unlink(missing_ok=True)
-            raise
+            fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with open(fd, "w") as file:
+                file.write(text)
+            draft.rename(path)
+        except OSError as error:
+            draft.unlink(missing_ok=True)
+            raise CniError(Code.IO_FAILURE, f"cannot write attachment record {path}: {error.strerror}") from None
 
     def remove(self, owner: Owner) -> None:
         """Forget the attachment; forgotten already is success."""

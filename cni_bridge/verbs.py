@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from concurrent.futures import Executor
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from functools import partial
-from typing import ParamSpec, Protocol, TypeVar
 
-from cni_bridge.cni.errors import CheckFailed, CniError, Code, InvalidConfig, InvalidNetns, as_cni_error
-from cni_bridge.cni.fields import Fields
+from cni_bridge.cni.errors import CheckFailed, CniError, Code, InvalidConfig, InvalidNetns
 from cni_bridge.cni.ipamconf import IpamConf, parse_ipam
 from cni_bridge.cni.netconf import (
+    MIN_IPV6_MTU,
     Backend,
     NetConf,
-    parse_bridge_name,
     parse_ipam_type,
     parse_netconf,
     parse_valid_attachments,
@@ -26,103 +21,57 @@ from cni_bridge.cni.request import Command, Request
 from cni_bridge.cni.result import Result, require_renderable
 from cni_bridge.datapath import netns
 from cni_bridge.datapath.bridge import MAX_PORTS
-from cni_bridge.datapath.host import Datapath
-from cni_bridge.firewall.api import Firewall
+from cni_bridge.failures import Failures
 from cni_bridge.plan import Attachment, build_result, plan
-from cni_bridge.records import Records
+from cni_bridge.runtime import Runtime
+from cni_bridge.teardown import change_rules, lenient, release, tear_down, tear_down_unrecorded
 from cni_bridge.undo import Undo
-from ipam.api import Allocation, Ipam, Owner, Wanted
+from ipam.api import Allocation, Interface, Owner, Wanted
 from ipam.errors import LeaseMissing
 
 log = logging.getLogger(__name__)
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
 _NO_ADDRESSES = Allocation(leases=())
 
 
-class IpamSource(Protocol):
-    """The IPAM that a configuration names, found but not opened."""
-
-    @property
-    def own(self) -> bool:
-        """Whether it is this project's, so that the configuration's `ipam` section is for us to read."""
-
-    def open(self) -> AbstractAsyncContextManager[Ipam]:
-        """Open it for one request."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Runtime:
-    """What the verbs work with; `wiring` makes it."""
-
-    records: Records
-    datapath: Datapath
-    firewalls: Mapping[Backend, Firewall]
-    find_ipam: Callable[[Request, str], IpamSource]  # by the request and its ipam.type
-    locked: Callable[[Owner], AbstractAsyncContextManager[None]]  # one request at a time for one owner
-    kernel_thread: Executor  # one thread talks to the kernel, and only it enters namespaces
-
-    async def on_host(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run the function in the kernel thread, to its end: what it has begun cannot be left half done."""
-        work = partial(function, *args, **kwargs)
-        future = asyncio.get_running_loop().run_in_executor(self.kernel_thread, work)
-        try:
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            await asyncio.wait([future])
-            raise
-
-    async def default_backend(self) -> Backend:
-        """The firewall for attachments whose configuration names none: nftables where it works."""
-        reason = await self.on_host(self.firewalls[Backend.NFTABLES].unusable)
-        if reason:
-            log.info("using iptables, for nftables does not work here: %s", reason)
-        return Backend.IPTABLES if reason else Backend.NFTABLES
-
-    @asynccontextmanager
-    async def ipam(self, request: Request, ipam_type: str) -> AsyncIterator[Ipam | None]:
-        """The IPAM of that type, open; None for a network without addresses."""
-        if not ipam_type:
-            yield None
-            return
-        async with self.find_ipam(request, ipam_type).open() as ipam:
-            yield ipam
-
-
 async def add(rt: Runtime, request: Request) -> Result:
-    """Attach the container; a repeat gives the same addresses, and a failure leaves nothing."""
+    """Attach the container; a repeat gives the same addresses, and a failure leaves nothing that was not there."""
     conf = parse_netconf(request)
     addresses = _address_conf(rt, request, conf)
     if not conf.ipam_type or addresses.range_sets:
-        require_renderable([each.family for each in addresses.range_sets], conf.version)
+        _require_fitting(conf, [each.family for each in addresses.range_sets])
     with netns.opened(request.netns) as target:
         _refuse_own_netns(request, target)
         async with rt.locked(request.owner), rt.ipam(request, conf.ipam_type) as ipam:
             recorded = await _earlier_attachment(rt, request, target)
-            # A repeat takes nothing back when it fails: the container may be using what an earlier request made, and
-            # with the record there, DEL removes it all.
-            async with Undo(active=recorded is None) as undo:
+            # A repeat that fails must not take back what an earlier request made, for the container may be using it:
+            # it goes back to that.
+            new, repeat = recorded is None, recorded is not None
+            async with Undo(active=new) as undo, Undo(active=repeat) as restore:
                 undo.push(partial(rt.on_host, rt.records.remove, request.owner))
                 if recorded is None:
                     rt.records.write(await _plan(rt, conf, request, target, addresses, _NO_ADDRESSES))
+                else:
+                    restore.push(partial(rt.on_host, rt.records.write, recorded))
                 allocation = _NO_ADDRESSES
                 if ipam is not None:
                     undo.push(partial(ipam.release, request.owner))
                     allocation = await ipam.allocate(addresses.wanted(request.owner))
-                    require_renderable([each.address.version for each in allocation.leases], conf.version)
+                    _require_fitting(conf, [each.address.version for each in allocation.leases])
                 attachment = await _plan(rt, conf, request, target, addresses, allocation)
-                if recorded is not None and recorded.policies != attachment.policies:
-                    await _remove_rules(rt, recorded)
-                rt.records.write(attachment)
+                former = recorded.policies if recorded is not None else ()
+                rt.records.write(replace(attachment, policies=tuple(dict.fromkeys((*attachment.policies, *former)))))
                 bridge_mac = await rt.on_host(
-                    rt.datapath.attach, attachment, target, lambda effect: undo.push(partial(rt.on_host, effect))
+                    rt.datapath.attach,
+                    attachment,
+                    target,
+                    push_undo=lambda effect: undo.push(partial(rt.on_host, effect)),
+                    gateways_of_others=partial(_gateways_of_others, rt, attachment),
                 )
-                for policy in attachment.policies:
-                    firewall = rt.firewalls[policy.backend]
-                    undo.push(partial(rt.on_host, firewall.remove, policy))
-                    await rt.on_host(firewall.apply, policy)
+                undo.push(partial(change_rules, rt, attachment.policies, ()))
+                restore.push(partial(change_rules, rt, attachment.policies, former))
+                await change_rules(rt, former, attachment.policies)
+                rt.records.write(attachment)
     return build_result(conf, attachment, allocation, bridge_mac, request.netns)
 
 
@@ -132,12 +81,11 @@ async def delete(rt: Runtime, request: Request) -> None:
     async with rt.locked(owner):
         recorded = _readable_record(rt, owner)
         if recorded is not None:
-            await failures.collect(_tear_down(rt, recorded))
+            await failures.collect(tear_down(rt, recorded))
+            await failures.collect(release(rt, request, recorded.ipam_type, owner))
         else:
-            bridge = _lenient(parse_bridge_name, request)
-            await failures.collect(rt.on_host(rt.datapath.detach_unrecorded, owner, bridge, request.netns))
-        ipam_type = _lenient(parse_ipam_type, request) or (recorded.ipam_type if recorded is not None else "")
-        await failures.collect(_release(rt, request, ipam_type, owner))
+            await failures.collect(tear_down_unrecorded(rt, request))
+            await failures.collect(release(rt, request, lenient(parse_ipam_type, request), owner))
         failures.raise_any(f"DEL of {owner}")
         rt.records.remove(owner)
 
@@ -180,29 +128,23 @@ async def collect(rt: Runtime, request: Request) -> None:
 
 
 async def status(rt: Runtime, request: Request) -> None:
-    """Fail with code 50 and the reason if an ADD could not be served now."""
+    """Fail with the reason if an ADD could not be served now."""
     conf = parse_netconf(request)
-    try:
-        rt.records.require_writable()
-        addresses = _address_conf(rt, request, conf)
-        async with rt.ipam(request, conf.ipam_type) as ipam:
-            if ipam is not None:
-                await ipam.status(addresses.wanted(request.owner))
-        ports = await rt.on_host(rt.datapath.count_ports, conf.bridge)
-        if ports >= MAX_PORTS:
-            raise CniError(Code.NOT_AVAILABLE, f"bridge {conf.bridge} is full: it has {ports} ports")
-        needed = {Backend.NFTABLES} if conf.mac_spoof_check else set()
-        if conf.ip_masq:
-            needed.add(conf.ip_masq_backend or await rt.default_backend())
-        for backend in needed:
-            reason = await rt.on_host(rt.firewalls[backend].unusable)
-            if reason:
-                raise CniError(Code.NOT_AVAILABLE, f"firewall {backend} does not work here: {reason}")
-    except Exception as error:
-        failure = as_cni_error(error)
-        if failure.code in (Code.INVALID_CONFIG, Code.DECODING_FAILURE, Code.NOT_AVAILABLE, Code.LIMITED_CONNECTIVITY):
-            raise failure from None
-        raise CniError(Code.NOT_AVAILABLE, failure.msg, failure.details) from None
+    addresses = _address_conf(rt, request, conf)
+    rt.records.require_writable()
+    async with rt.ipam(request, conf.ipam_type) as ipam:
+        if ipam is not None:
+            await ipam.status(addresses.wanted(request.owner))
+    ports = await rt.on_host(rt.datapath.count_ports, conf.bridge)
+    if ports >= MAX_PORTS:
+        raise CniError(Code.NOT_AVAILABLE, f"bridge {conf.bridge} is full: it has {ports} ports")
+    needed = {Backend.NFTABLES} if conf.mac_spoof_check else set()
+    if conf.ip_masq:
+        needed.add(conf.ip_masq_backend or await rt.default_backend())
+    for backend in needed:
+        reason = await rt.on_host(rt.firewalls[backend].unusable)
+        if reason:
+            raise CniError(Code.NOT_AVAILABLE, f"firewall {backend} does not work here: {reason}")
 
 
 OPERATIONS: Mapping[Command, Callable[[Runtime, Request], Awaitable[Result | None]]] = {
@@ -214,35 +156,13 @@ OPERATIONS: Mapping[Command, Callable[[Runtime, Request], Awaitable[Result | Non
 }
 
 
-class Failures:
-    """Collects failures, so that one does not keep the rest from being done."""
-
-    def __init__(self) -> None:
-        self._errors: list[CniError] = []
-
-    async def collect(self, action: Awaitable[T]) -> T | None:
-        """The action's outcome; None if it failed."""
-        try:
-            return await action
-        except Exception as error:
-            self._errors.append(as_cni_error(error))
-            return None
-
-    def raise_any(self, what: str) -> None:
-        """Fail with all failures in one, the first one's code, if there were any."""
-        if self._errors:
-            first, *others = self._errors
-            details = "\n".join(filter(None, [first.details, *(each.msg for each in others)]))
-            raise CniError(first.code, f"{what} is incomplete: {first.msg}", details)
-
-
 async def _earlier_attachment(rt: Runtime, request: Request, target: netns.Netns) -> Attachment | None:
     """What an earlier ADD of this owner recorded for this namespace; of another namespace it is removed first."""
     recorded = rt.records.read(request.owner)
     if recorded is None or recorded.netns.same_as(target.ref):
         return recorded
     log.info("%s comes back in another namespace without a DEL before", request.owner)
-    await _tear_down(rt, recorded)
+    await tear_down(rt, recorded)
     return None
 
 
@@ -273,19 +193,21 @@ def _address_conf(rt: Runtime, request: Request, conf: NetConf) -> IpamConf:
     return parse_ipam(request, first_may_be_claimed=not conf.is_gateway)
 
 
-async def _tear_down(rt: Runtime, attachment: Attachment) -> None:
-    """Remove the attachment's rules and links."""
-    failures = Failures()
-    await failures.collect(_remove_rules(rt, attachment))
-    await failures.collect(rt.on_host(rt.datapath.detach, attachment))
-    failures.raise_any(f"removal of {attachment.owner}")
+def _gateways_of_others(rt: Runtime, attachment: Attachment) -> frozenset[Interface]:
+    """The gateway addresses that other attachments need on the bridge."""
+    return frozenset(
+        address
+        for other in rt.records.all()
+        if other.owner != attachment.owner and other.gateway is not None and other.bridge.name == attachment.bridge.name
+        for address in other.gateway.addresses
+    )
 
 
-async def _remove_rules(rt: Runtime, attachment: Attachment) -> None:
-    failures = Failures()
-    for policy in attachment.policies:
-        await failures.collect(rt.on_host(rt.firewalls[policy.backend].remove, policy))
-    failures.raise_any(f"removal of the rules of {attachment.owner}")
+def _require_fitting(conf: NetConf, families: list[int]) -> None:
+    """Refuse addresses, by their families, that the result's version or the MTU does not allow."""
+    require_renderable(families, conf.version)
+    if 6 in families and 0 < conf.mtu < MIN_IPV6_MTU:
+        raise InvalidConfig(f"mtu {conf.mtu} is below {MIN_IPV6_MTU}, the least that IPv6 works with (RFC 8200)")
 
 
 async def _collect_one(rt: Runtime, request: Request, attachment: Attachment) -> None:
@@ -293,15 +215,9 @@ async def _collect_one(rt: Runtime, request: Request, attachment: Attachment) ->
         current = rt.records.read(attachment.owner)
         if current is not None:
             log.info("collecting %s", attachment.owner)
-            await _tear_down(rt, current)
-            await _release(rt, request, current.ipam_type, current.owner)
+            await tear_down(rt, current)
+            await release(rt, request, current.ipam_type, current.owner)
             rt.records.remove(current.owner)
-
-
-async def _release(rt: Runtime, request: Request, ipam_type: str, owner: Owner) -> None:
-    async with rt.ipam(request, ipam_type) as ipam:
-        if ipam is not None:
-            await ipam.release(owner)
 
 
 async def _collect_addresses(rt: Runtime, request: Request, keep: frozenset[Owner]) -> None:
@@ -317,15 +233,6 @@ def _readable_record(rt: Runtime, owner: Owner) -> Attachment | None:
     except CniError as error:
         log.warning("going on without the record: %s", error.msg)
         return None
-
-
-def _lenient(parse: Callable[[Fields], str], request: Request) -> str:
-    """What a part of the configuration says; empty if it has become invalid, which must not keep DEL from its work."""
-    try:
-        return parse(request.config)
-    except CniError as error:
-        log.warning("going on without a part of the configuration: %s", error.msg)
-        return ""
 
 
 def _refuse_own_netns(request: Request, target: netns.Netns) -> None:

@@ -19,7 +19,7 @@ from cni_bridge.firewall.nftables import NftablesFirewall
 from cni_bridge.ipam_exec import ExecIpam, find_executable
 from cni_bridge.locks import owner_locked
 from cni_bridge.records import Records
-from cni_bridge.verbs import IpamSource, Runtime
+from cni_bridge.runtime import IpamSource, Runtime
 from ipam.api import Ipam
 from ipam.settings import Settings
 

@@ -40,6 +40,10 @@ class Range:
     last: Address
     gateway: Address | None = None
 
+    def __post_init__(self) -> None:
+        if {self.first.version, self.last.version} != {self.subnet.version}:
+            raise ValueError(f"range {self.first}-{self.last} is not of the family of subnet {self.subnet}")
+
     def __str__(self) -> str:
         return f"{self.first}-{self.last}"
 
@@ -138,6 +142,9 @@ class Ipam(Protocol):
 
     async def release(self, owner: Owner) -> None:
         """Take back all that the owner holds; nothing held is success."""
+
+    async def held(self, owner: Owner) -> tuple[Lease, ...]:
+        """What the owner holds; empty if this IPAM cannot say."""
 
     async def check(self, wanted: Wanted, addresses: tuple[Interface, ...]) -> None:
         """Fail with `LeaseMissing` unless the owner holds these addresses."""

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from ipam import files
 from ipam.errors import IpamError
 from ipam.local import LocalIpam
 from ipam.server import Server
@@ -88,7 +89,13 @@ def _peer_check(settings: Settings) -> Callable[[int, set[int]], bool]:
 
 def _hold(path: Path) -> int:
     """Hold the lock of the one daemon on this state directory, until the descriptor is closed."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        try:
+            fd = files.create(path)
+        except FileExistsError:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError as error:
+        raise CannotStart(f"cannot open {path}: {error.strerror}") from None
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

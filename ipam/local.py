@@ -53,10 +53,14 @@ class LocalIpam:
             for lease in await txn.leases_of(owner):
                 await txn.delete(lease)
 
+    async def held(self, owner: Owner) -> tuple[Lease, ...]:
+        """See `Ipam.held`."""
+        async with self._one_at_a_time, self._store.transaction(reading=True) as txn:
+            return tuple(await txn.leases_of(owner))
+
     async def check(self, wanted: Wanted, addresses: tuple[Interface, ...]) -> None:
         """See `Ipam.check`."""
-        async with self._one_at_a_time, self._store.transaction(reading=True) as txn:
-            held = {lease.address for lease in await txn.leases_of(wanted.owner)}
+        held = {lease.address for lease in await self.held(wanted.owner)}
         missing = [str(each) for each in addresses if each not in held]
         if missing or not held:
             raise LeaseMissing(f"no lease of {wanted.owner} for {', '.join(missing) or 'any address'}")
@@ -70,8 +74,9 @@ class LocalIpam:
                         await txn.delete(lease)
 
     async def status(self, wanted: Wanted) -> None:
-        """See `Ipam.status`. In a write transaction, so that a store that cannot be written is found too."""
+        """See `Ipam.status`. It writes, so that a store that cannot be written is found too."""
         async with self._one_at_a_time, self._store.transaction() as txn:
+            await txn.touch()
             for offer in wanted.range_sets:
                 await _search(txn, wanted.owner.network, offer)
 

@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 
 from ipam import wire
-from ipam.api import Allocation, Interface, Owner, Wanted
+from ipam.api import Allocation, Interface, Lease, Owner, Wanted
 from ipam.codec import Json
 from ipam.errors import IpamError, RequestRefused, ServiceBroken, ServiceUnavailable
 
@@ -19,15 +19,21 @@ class RemoteIpam:
     def __init__(self, path: Path, *, patience: float) -> None:
         self._path = path
         self._patience = patience
+        self._greeted: Streams | None = None
 
     async def greets(self) -> bool:
-        """Whether a daemon is there and ready; nothing is handed over."""
+        """Whether a daemon is there and ready; the next request, if it follows at once, goes to this very one."""
         try:
-            _, writer = await self._connect()
+            self._greeted = await self._connect()
         except ServiceUnavailable:
             return False
-        writer.close()
         return True
+
+    def close(self) -> None:
+        """Let go of a daemon that greeted and was not asked."""
+        if self._greeted is not None:
+            self._greeted[1].close()
+            self._greeted = None
 
     async def allocate(self, wanted: Wanted) -> Allocation:
         """See `Ipam.allocate`."""
@@ -37,6 +43,10 @@ class RemoteIpam:
     async def release(self, owner: Owner) -> None:
         """See `Ipam.release`."""
         await self._ask(wire.Release(owner=owner))
+
+    async def held(self, owner: Owner) -> tuple[Lease, ...]:
+        """See `Ipam.held`."""
+        return (await self._ask(wire.Held(owner=owner))).leases
 
     async def check(self, wanted: Wanted, addresses: tuple[Interface, ...]) -> None:
         """See `Ipam.check`."""
@@ -52,7 +62,8 @@ class RemoteIpam:
 
     async def _ask(self, request: wire.Request) -> wire.Answer:
         frame = wire.pack(wire.render_request(request))
-        reader, writer = await self._connect()
+        reader, writer = self._greeted or await self._connect()
+        self._greeted = None
         try:
             async with asyncio.timeout(self._patience):
                 writer.write(frame)
@@ -81,11 +92,17 @@ class RemoteIpam:
             raise ServiceUnavailable(f"ipamd at {self._path} does not greet: {type(error).__name__}") from None
         if not wire.is_greeting(greeting):
             writer.close()
-            try:
-                wire.parse_answer(greeting)
-            except IpamError as error:
-                raise ServiceUnavailable(f"ipamd at {self._path}: {error}") from None
+            raise ServiceUnavailable(f"ipamd at {self._path}: {_refusal(greeting)}")
         return reader, writer
+
+
+def _refusal(greeting: Json) -> str:
+    """Why a daemon did not greet."""
+    try:
+        wire.parse_answer(greeting)
+    except IpamError as error:
+        return str(error)
+    return "it speaks another protocol"
 
 
 async def receive(reader: asyncio.StreamReader) -> Json:

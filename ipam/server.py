@@ -8,9 +8,10 @@ import os
 import socket
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 
 from ipam import wire
-from ipam.api import Allocation, Ipam
+from ipam.api import Ipam, Lease
 from ipam.codec import Json
 from ipam.errors import IpamError, RequestRefused, StoreBusy
 from ipam.remote import receive
@@ -19,7 +20,7 @@ log = logging.getLogger(__name__)
 
 SO_PEERGROUPS = 59  # unix(7)
 _MAX_GROUPS = 256  # as many as socket.getsockopt() takes
-IDLE_PATIENCE = 10.0  # seconds that a greeted client may take to send its next request
+IDLE_PATIENCE = 10.0  # seconds that a client may take to send its next request, or to read an answer
 
 
 class Server:
@@ -54,19 +55,18 @@ class Server:
         self._clients.add(task)
         try:
             refusal = self._refusal(writer.get_extra_info("socket"))
-            writer.write(wire.pack(refusal or wire.GREETING))
+            await _send(writer, refusal or wire.GREETING)
             while refusal is None and not self._draining:
                 async with asyncio.timeout(IDLE_PATIENCE):
                     message = await receive(reader)
                 self._busy.add(task)
-                writer.write(wire.pack(await self._answer(message)))
-                await writer.drain()
+                await _send(writer, await self._answer(message))
                 self._busy.discard(task)
-            await writer.drain()
-        except (OSError, EOFError):
-            pass  # the client is gone or silent; there is nobody to tell
         except RequestRefused as error:
-            writer.write(wire.pack(wire.render_failure(error)))
+            with suppress(OSError):
+                await _send(writer, wire.render_failure(error))
+        except (OSError, EOFError):
+            writer.transport.abort()  # the client is gone, silent, or does not read; there is nobody to tell
         except asyncio.CancelledError:
             pass  # draining, and this client has no request under way
         finally:
@@ -99,10 +99,12 @@ class Server:
             log.exception("a request failed for a reason that this program does not know")
             return wire.render_failure(IpamError(f"internal failure: {type(error).__name__}: {error}"))
 
-    async def _perform(self, request: wire.Request) -> Allocation | None:
+    async def _perform(self, request: wire.Request) -> tuple[Lease, ...]:
         match request:
             case wire.Allocate(wanted=wanted):
-                return await self._ipam.allocate(wanted)
+                return (await self._ipam.allocate(wanted)).leases
+            case wire.Held(owner=owner):
+                return await self._ipam.held(owner)
             case wire.Release(owner=owner):
                 await self._ipam.release(owner)
             case wire.Check(wanted=wanted, addresses=addresses):
@@ -111,7 +113,14 @@ class Server:
                 await self._ipam.collect(network, keep)
             case wire.Status(wanted=wanted):
                 await self._ipam.status(wanted)
-        return None
+        return ()
+
+
+async def _send(writer: asyncio.StreamWriter, message: Json) -> None:
+    """Send to a client that reads; `TimeoutError` to one that does not."""
+    writer.write(wire.pack(message))
+    async with asyncio.timeout(IDLE_PATIENCE):
+        await writer.drain()
 
 
 def _supplementary_groups(connection: socket.socket) -> tuple[int, ...]:

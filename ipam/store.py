@@ -21,6 +21,7 @@ from pathlib import Path
 
 import aiosqlite
 
+from ipam import files
 from ipam.allocator import Extent
 from ipam.api import Address, Lease, Owner, Range
 from ipam.errors import AddressTaken, IpamError, StoreBusy, StoreDamaged, StoreUnavailable
@@ -141,6 +142,10 @@ class Transaction:
 
     def __init__(self, connection: aiosqlite.Connection) -> None:
         self._connection = connection
+
+    async def touch(self) -> None:
+        """Have the commit write to the disk, and change nothing."""
+        await self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     async def leases_of(self, owner: Owner) -> list[Lease]:
         """What the owner holds, in order of address."""
@@ -281,22 +286,15 @@ def _lease(row: sqlite3.Row | tuple[object, ...]) -> Lease:
 
 
 def _create_file(path: Path) -> None:
-    """Create an empty database that belongs to the owner of its directory, so that an unprivileged daemon can open
-    what root made; SQLite gives its journal the database's owner itself."""
+    """Make an empty database where there is none; SQLite gives its journal the database's owner itself."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fd = files.create(path)
     except FileExistsError:
         if not stat.S_ISREG(path.lstat().st_mode):
             raise StoreUnavailable(f"{path} is not a regular file; remove what stands there") from None
-        os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC))  # whoever may not read it is told so here, in words
-        return
-    try:
-        directory = path.parent.stat()
-        if os.geteuid() == 0 and directory.st_uid != 0:
-            os.fchown(fd, directory.st_uid, directory.st_gid)
-    finally:
-        os.close(fd)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # whoever may not read it is told so here, in words
+    os.close(fd)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from ipam.api import Allocation, Interface, Lease, Owner, Wanted
+from ipam.api import Interface, Lease, Owner, Wanted
 from ipam.codec import Json, decode, encode
 from ipam.errors import IpamError, RequestRefused, by_name
 
@@ -32,6 +32,13 @@ class Allocate:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release:
     """`Ipam.release`."""
+
+    owner: Owner
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """`Ipam.held`."""
 
     owner: Owner
 
@@ -59,13 +66,15 @@ class Status:
     wanted: Wanted
 
 
-Request = Allocate | Release | Check | Collect | Status
-_REQUESTS: dict[str, type[Request]] = {each.__name__: each for each in (Allocate, Release, Check, Collect, Status)}
+Request = Allocate | Release | Held | Check | Collect | Status
+_REQUESTS: dict[str, type[Request]] = {
+    each.__name__: each for each in (Allocate, Release, Held, Check, Collect, Status)
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What came of a request; `leases` is empty but for `Allocate`."""
+    """What came of a request; `leases` is empty but for `Allocate` and `Held`."""
 
     leases: tuple[Lease, ...] = ()
 
@@ -117,9 +126,9 @@ def parse_request(message: Json) -> Request:
         raise RequestRefused(f"malformed request: {error}") from None
 
 
-def render_answer(answer: Allocation | None) -> Json:
+def render_answer(leases: tuple[Lease, ...]) -> Json:
     """The answer to a request that succeeded."""
-    return {"ok": encode(Answer(leases=answer.leases if answer is not None else ()))}
+    return {"ok": encode(Answer(leases=leases))}
 
 
 def render_failure(error: IpamError) -> Json:

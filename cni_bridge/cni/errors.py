@@ -126,3 +126,18 @@ def as_cni_error(error: BaseException) -> CniError:
     if isinstance(error, OSError):
         return CniError(Code.IO_FAILURE, f"{error.strerror or error}", error.filename or "")
     return CniError(Code.INTERNAL, f"internal failure: {type(error).__name__}: {error}")
+
+
+def as_unavailable(error: CniError) -> CniError:
+    """The failure of a STATUS: code 50, unless the request itself is at fault (CNI SPEC, section 2, "STATUS")."""
+    if error.code in _FAULTS_OF_THE_REQUEST or error.code in (Code.NOT_AVAILABLE, Code.LIMITED_CONNECTIVITY):
+        return error
+    return CniError(Code.NOT_AVAILABLE, error.msg, error.details)
+
+
+_FAULTS_OF_THE_REQUEST = (
+    Code.INCOMPATIBLE_VERSION,
+    Code.INVALID_ENVIRONMENT,
+    Code.DECODING_FAILURE,
+    Code.INVALID_CONFIG,
+)

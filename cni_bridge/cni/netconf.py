@@ -19,6 +19,7 @@ _MAC = re.compile(
     r"([\da-f]{2}(?P<separator>[:-])([\da-f]{2}(?P=separator)){4}[\da-f]{2}|[\da-f]{4}(\.[\da-f]{4}){2})\Z", re.I | re.A
 )
 MAX_VLAN = 4094
+MIN_IPV6_MTU = 1280  # RFC 8200, section 5
 MAX_LINK_NAME = 15  # IFNAMSIZ less the terminating zero
 
 

@@ -14,7 +14,7 @@ from cni_bridge.datapath import bridge as bridges
 from cni_bridge.datapath import forwarding, netns, port, vlan
 from cni_bridge.datapath.announce import announce
 from cni_bridge.datapath.container import configure_container, missing_container
-from cni_bridge.datapath.netlink import Link, Netlink
+from cni_bridge.datapath.netlink import Netlink
 from cni_bridge.datapath.netns import Netns
 from cni_bridge.plan import Attachment, BridgeSpec, GatewaySpec
 from cni_bridge.tag import MARK, host_ifname, key_of_tag, network_tag, owner_key
@@ -42,12 +42,22 @@ class Datapath:
         links = (self._host.route_link(address) for address in _ELSEWHERE)
         return next((link.mtu for link in links if link is not None), _DEFAULT_MTU)
 
-    def attach(self, attachment: Attachment, target: Netns, push_undo: PushUndo) -> str:
-        """Make the attachment, and give the bridge's MAC address; each effect's undo is pushed before it."""
+    def attach(
+        self,
+        attachment: Attachment,
+        target: Netns,
+        *,
+        push_undo: PushUndo,
+        gateways_of_others: Callable[[], frozenset[Interface]],
+    ) -> str:
+        """Make the attachment, and give the bridge's MAC address; each effect's undo is pushed before it.
+
+        `gateways_of_others` tells which addresses of the bridge have to stay when this attachment is undone.
+        """
         host = self._host
         made: list[Interface] = []
         made_bridge: list[BridgeSpec] = []
-        push_undo(lambda: self._abandon(attachment, bool(made_bridge), made))
+        push_undo(lambda: self._abandon(attachment, bool(made_bridge), made, gateways_of_others))
         with bridges.bridges_locked(self._lock_dir, alone=False):
             bridge = bridges.ensure_bridge(host, attachment.bridge, lambda: made_bridge.append(attachment.bridge))
             push_undo(lambda: self._host.delete_link(attachment.port.name))
@@ -149,20 +159,24 @@ class Datapath:
             except OSError as error:  # neighbours then learn the address when it is first used
                 log.warning("cannot announce the addresses of %s: %s", attachment.owner, error.strerror)
 
-    def _abandon(self, attachment: Attachment, made_bridge: bool, made: list[Interface]) -> None:
-        """Take back the bridge and the gateway addresses that a failed ADD made, unless others use the bridge now."""
+    def _abandon(
+        self,
+        attachment: Attachment,
+        made_bridge: bool,
+        made: list[Interface],
+        gateways_of_others: Callable[[], frozenset[Interface]],
+    ) -> None:
+        """Take back the bridge and the gateway addresses that a failed ADD made, but for what others use by now."""
         if not (made_bridge or made):
             return
         with bridges.bridges_locked(self._lock_dir, alone=True):
-            if bridges.count_ports(self._host, attachment.bridge.name):
-                return
-            if made_bridge:
+            if made_bridge and not bridges.count_ports(self._host, attachment.bridge.name):
                 self._host.delete_link(attachment.bridge.name)
                 return
-            link: Link | None = self._host.link(attachment.gateway.link) if attachment.gateway else None
-            for address in made:
-                if link is not None:
-                    with suppress(KernelRefused):
+            link = self._host.link(attachment.gateway.link) if attachment.gateway is not None else None
+            if link is not None:
+                for address in set(made) - gateways_of_others():
+                    with suppress(KernelRefused):  # gone already
                         self._host.delete_address(link.index, address)
 
 

@@ -91,8 +91,11 @@ def _apply(family: int, policy: Policy) -> list[str]:
     chain = _ensure_base(table, family)
     for each in policy.masquerade:
         if each.address.version == family:
-            for rule in _rules(each, policy.owner):
-                _delete_if_there(chain, rule)
+            rules = _rules(each, policy.owner)
+            for other in list(chain.rules):
+                if other.src == rules[0].src:  # of an earlier request, or left there by a former owner
+                    chain.delete_rule(other)
+            for rule in rules:
                 chain.append_rule(rule)
     table.commit()
     return []
@@ -117,7 +120,10 @@ def _missing(family: int, policy: Policy) -> list[str]:
     found = []
     if not _has_jump(table):
         found.append(f"iptables jump from {_HOOK} to {_CHAIN} in the IPv{family} nat table")
-    present = {_signature(rule) for rule in _load().Chain(table, _CHAIN).rules}
+    rules = _load().Chain(table, _CHAIN).rules
+    if not _begins_with_multicast(rules, family):
+        found.append(f"iptables rule for multicast at the head of {_CHAIN} in the IPv{family} nat table")
+    present = {_signature(rule) for rule in rules}
     return found + [
         f"iptables rule {rule.target.name} for {each.address}"
         for each in policy.masquerade
@@ -157,13 +163,23 @@ def _table(family: int) -> Any:
 def _ensure_base(table: Any, family: int) -> Any:
     iptc = _load()
     if not table.is_chain(_CHAIN):
-        chain = table.create_chain(_CHAIN)
-        multicast = _rule(family, "RETURN", MARK)
-        multicast.dst = _MULTICAST[family]
-        chain.append_rule(multicast)
+        table.create_chain(_CHAIN)
+    chain = iptc.Chain(table, _CHAIN)
+    if not _begins_with_multicast(chain.rules, family):
+        chain.insert_rule(_multicast(family))
     if not _has_jump(table):
         iptc.Chain(table, _HOOK).append_rule(_rule(family, _CHAIN, MARK))
-    return iptc.Chain(table, _CHAIN)
+    return chain
+
+
+def _multicast(family: int) -> Any:
+    rule = _rule(family, "RETURN", MARK)
+    rule.dst = _MULTICAST[family]
+    return rule
+
+
+def _begins_with_multicast(rules: list[Any], family: int) -> bool:
+    return bool(rules) and rules[0].dst == _multicast(family).dst and _tag(rules[0]) == MARK
 
 
 def _has_jump(table: Any) -> bool:

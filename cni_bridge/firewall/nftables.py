@@ -9,6 +9,7 @@ next attachment.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -74,6 +75,7 @@ class NftablesFirewall:
     def apply(self, policy: Policy) -> None:
         """See `Firewall.apply`."""
         tag = owner_tag(policy.owner)
+        self._evict_former_owners(policy)
         commands = [*_base(policy)]
         for container, element in _elements(policy):
             # Added, deleted and added again in one transaction: it is there afterwards with this owner's comment,
@@ -87,19 +89,14 @@ class NftablesFirewall:
 
     def remove(self, policy: Policy) -> None:
         """See `Firewall.remove`."""
-        for table in _SETS:
-            commands = [
-                f"{verb} element {container} {{ {element} }}"
-                for container, element in _elements(policy)
-                if container.startswith(table)
-                for verb in ("add", "delete")  # deleting what is not there would fail the transaction
-            ]
-            if commands:
-                try:
-                    self._connect().run("\n".join(commands))
-                except NftError as error:
-                    if not error.missing:  # the sets themselves are gone, and their elements with them
-                        raise FirewallFailed(f"nftables: cannot remove the rules of {policy.owner}: {error}") from None
+        own = owner_key(policy.owner)
+        commands = [
+            f"delete element {container} {{ {element} }}"
+            for container, element in _elements(policy)
+            if key_of_tag(self._comment(container, element)) == own  # it may be another owner's by now
+        ]
+        if commands:
+            self._run("\n".join(commands), f"remove the rules of {policy.owner}")
 
     def missing(self, policy: Policy) -> list[str]:
         """See `Firewall.missing`."""
@@ -110,14 +107,12 @@ class NftablesFirewall:
             present = {each["rule"].get("comment") for each in self._list(f"chain {table} {chain}") if "rule" in each}
             comments = [rule.rpartition('comment "')[2].rstrip('"') for rule in rules]
             found += [f'nftables rule "{each}" of table {table}' for each in comments if each not in present]
-        for container, element in _elements(policy):
-            try:
-                self._connect().run(f"get element {container} {{ {element} }}")
-            except NftError as error:
-                if not error.missing:
-                    raise FirewallFailed(f"nftables: cannot read set {container}: {error}") from None
-                found.append(f"nftables element {element} of set {container}")
-        return found
+        own = owner_key(policy.owner)
+        return found + [
+            f"nftables element {element} of set {container}"
+            for container, element in _elements(policy)
+            if key_of_tag(self._comment(container, element)) != own
+        ]
 
     def collect(self, network: str, keep: frozenset[Owner]) -> None:
         """See `Firewall.collect`."""
@@ -141,6 +136,31 @@ class NftablesFirewall:
         except (FirewallFailed, NftError) as error:
             return str(error)
         return ""
+
+    def _evict_former_owners(self, policy: Policy) -> None:
+        """Remove what another owner left for an address of this policy: it may name other links than this one's."""
+        for each in policy.masquerade:
+            family = each.address.version
+            former = key_of_tag(self._comment(f"{_NAT} masquerade{family}", str(each.address)))
+            if former and former != owner_key(policy.owner):
+                stale = [
+                    element
+                    for element, comment in _listed(self._list(f"set {_NAT} local{family}"), 1)
+                    if key_of_tag(comment) == former and element.startswith(f"{each.address} ")
+                ]
+                if stale:
+                    self._run(f"delete element {_NAT} local{family} {{ {', '.join(stale)} }}", f"evict {former}")
+
+    def _comment(self, container: str, element: str) -> str:
+        """The comment of an element, found by its key; empty if it is not there."""
+        try:
+            printed = self._connect().run(f"get element {container} {{ {element} }}")  # as text: it ignores JSON
+        except NftError as error:
+            if error.missing:
+                return ""
+            raise FirewallFailed(f"nftables: cannot read set {container}: {error}") from None
+        found = re.search(r'comment "([^"]*)"', printed)
+        return found[1] if found is not None else ""
 
     def _list(self, what: str) -> list[dict[str, Any]]:
         """The listing of a table's part; empty if it is not there."""

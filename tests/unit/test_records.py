@@ -194,10 +194,11 @@ def test_a_record_that_cannot_be_written_leaves_the_former_one(records: Records,
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))  # as on a full file system, for this process only
     try:
-        with pytest.raises(OSError):
-            records.write(replace(ATTACHMENT, gateway=None))
+        error = refusal(records.write, replace(ATTACHMENT, gateway=None))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert error.code == Code.IO_FAILURE
+    assert str(tmp_path) in error.msg
     assert files(tmp_path) == before
     assert records.read(OWNER) == ATTACHMENT
 

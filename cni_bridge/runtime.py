@@ -1,0 +1,73 @@
+"""What the operations of the plugin work with."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import Executor
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import ParamSpec, Protocol, TypeVar
+
+from cni_bridge.cni.netconf import Backend
+from cni_bridge.cni.request import Request
+from cni_bridge.datapath.host import Datapath
+from cni_bridge.firewall.api import Firewall
+from cni_bridge.records import Records
+from ipam.api import Ipam, Owner
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class IpamSource(Protocol):
+    """The IPAM that a configuration names, found but not opened."""
+
+    @property
+    def own(self) -> bool:
+        """Whether it is this project's, so that the configuration's `ipam` section is for us to read."""
+
+    def open(self) -> AbstractAsyncContextManager[Ipam]:
+        """Open it for one request."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runtime:
+    """What the verbs work with; `wiring` makes it."""
+
+    records: Records
+    datapath: Datapath
+    firewalls: Mapping[Backend, Firewall]
+    find_ipam: Callable[[Request, str], IpamSource]  # by the request and its ipam.type
+    locked: Callable[[Owner], AbstractAsyncContextManager[None]]  # one request at a time for one owner
+    kernel_thread: Executor  # one thread talks to the kernel, and only it enters namespaces
+
+    async def on_host(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run the function in the kernel thread, to its end: what it has begun cannot be left half done."""
+        work = partial(function, *args, **kwargs)
+        future = asyncio.get_running_loop().run_in_executor(self.kernel_thread, work)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            await asyncio.wait([future])
+            raise
+
+    async def default_backend(self) -> Backend:
+        """The firewall for attachments whose configuration names none: nftables where it works."""
+        reason = await self.on_host(self.firewalls[Backend.NFTABLES].unusable)
+        if reason:
+            log.info("using iptables, for nftables does not work here: %s", reason)
+        return Backend.IPTABLES if reason else Backend.NFTABLES
+
+    @asynccontextmanager
+    async def ipam(self, request: Request, ipam_type: str) -> AsyncIterator[Ipam | None]:
+        """The IPAM of that type, open; None for a network without addresses."""
+        if not ipam_type:
+            yield None
+            return
+        async with self.find_ipam(request, ipam_type).open() as ipam:
+            yield ipam

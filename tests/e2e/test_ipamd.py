@@ -1,0 +1,414 @@
+"""`ipamd` as a service: who it serves, what it bears, how it ends, and that nothing depends on whether it is there."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from itertools import cycle
+
+import pytest
+
+from ipam import wire
+from ipam.api import Owner, RangeSet, Wanted
+from ipam.ranges import build_range, parse_subnet
+from tests.support.confs import bridge_conf
+from tests.support.host import BIN, Answer, Host, Json
+from tests.support.ipamd import (
+    IN_PROCESS,
+    ONLY_THROUGH_IPAMD,
+    SOCKET,
+    Client,
+    Ipamd,
+    as_user,
+    connected,
+    greets,
+    in_its_place,
+    outside_path,
+    start_ipamd,
+    wait_until,
+)
+
+NOBODY, NOGROUP, DAEMON = 65534, 65534, 1  # as in every Debian
+STATE = "/var/lib/cni-bridge"
+CONF: Json = {
+    "cniVersion": "1.1.0",
+    "name": "net1",
+    "type": "bridge",
+    "ipam": {"type": "cni-ipam", "subnet": "10.88.0.0/24"},
+}
+
+
+def call(host: Host, command: str, container: str, env: dict[str, str] | None = None) -> Answer:
+    return host.plugin(command, CONF, container, plugin="cni-ipam", env=env)
+
+
+def address(answer: Answer) -> str:
+    return str(answer.result["ips"][0]["address"])
+
+
+def allocate(container: str) -> wire.Allocate:
+    pool = RangeSet(ranges=(build_range(parse_subnet("10.88.0.0/24")),))
+    owner = Owner(network="net1", container_id=container, ifname="eth0")
+    return wire.Allocate(wanted=Wanted(owner=owner, range_sets=(pool,)))
+
+
+def configure(host: Host, text: str) -> None:
+    host.run("tee", "/etc/cni-bridge/config.yaml", stdin=text.encode())
+
+
+LOCK = """
+import sqlite3, sys
+sqlite3.connect(sys.argv[1], isolation_level=None).execute("BEGIN EXCLUSIVE")
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def locked_database(host: Host) -> Iterator[None]:
+    """Another program is writing."""
+    words = (sys.executable, "-c", LOCK, f"{STATE}/ipam.db")
+    program = host.start(*words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert program.stdout.readline() == b"locked\n"
+    yield
+    program.stdin.close()
+    assert program.wait(10) == 0
+
+
+def test_serves_both_plugins(host: Host) -> None:
+    daemon = start_ipamd(host)
+    host.add_netns("a")
+    conf = bridge_conf()
+    host.plugin("ADD", conf, "a", env=ONLY_THROUGH_IPAMD).succeeded()
+    assert address(call(host, "ADD", "b", ONLY_THROUGH_IPAMD)) == "10.88.0.3/24"
+    assert [each["owner"]["container_id"] for each in host.leases()] == ["a", "b"]
+    assert call(host, "ADD", "c", ONLY_THROUGH_IPAMD | IN_PROCESS).code == 5  # which shows who served the others
+    call(host, "DEL", "b", ONLY_THROUGH_IPAMD).succeeded()
+    host.plugin("DEL", conf, "a", env=ONLY_THROUGH_IPAMD).succeeded()
+    host.assert_nothing_left()
+    daemon.stop()
+    assert host.files("/run/cni-bridge") == []
+    assert not outside_path(host, SOCKET).exists()
+
+
+def test_socket_activation_and_what_the_service_manager_is_told(host: Host) -> None:
+    told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    told.settimeout(20)
+    told.bind(str(outside_path(host, "/run/notify.sock")))
+    activator = ["systemd-socket-activate", f"--listen={SOCKET}", "--setenv=NOTIFY_SOCKET"]
+    daemon = Ipamd(host, *activator, env={"NOTIFY_SOCKET": "/run/notify.sock"})
+    wait_until(outside_path(host, SOCKET).exists, "systemd-socket-activate does not listen")
+    assert not outside_path(host, f"{STATE}/ipam.db").exists()  # nothing runs before the first client
+    with told, connected(host) as first:
+        assert told.recv(100) == b"READY=1"
+        assert "ok" in first.ask(allocate("a"))
+        assert address(call(host, "ADD", "b", ONLY_THROUGH_IPAMD)) == "10.88.0.3/24"
+        daemon.signal(signal.SIGTERM)
+        assert told.recv(100) == b"STOPPING=1"
+    assert daemon.process.wait(20) == 0
+    assert outside_path(host, SOCKET).exists(), "the socket is the service manager's, who listens on"
+
+
+def test_runs_as_another_user_who_owns_the_state_directory(host: Host) -> None:
+    host.shell(f"install -d /run/cni-bridge; chown {NOBODY}:{NOGROUP} /run/cni-bridge {STATE}")
+    assert address(call(host, "ADD", "a")) == "10.88.0.2/24"  # by root, who makes the database
+    daemon = start_ipamd(host, *as_user(NOBODY, NOGROUP))
+    assert address(call(host, "ADD", "b", ONLY_THROUGH_IPAMD)) == "10.88.0.3/24"
+    assert address(call(host, "ADD", "c", IN_PROCESS)) == "10.88.0.4/24"
+    assert address(call(host, "ADD", "d", ONLY_THROUGH_IPAMD)) == "10.88.0.5/24"
+    daemon.stop()
+    for name in "abcd":
+        call(host, "DEL", name).succeeded()
+    host.assert_nothing_left()
+
+
+def test_takes_over_from_a_daemon_that_ran_as_root(host: Host) -> None:
+    host.shell(f"install -d /run/cni-bridge; chown {NOBODY}:{NOGROUP} /run/cni-bridge {STATE}")
+    start_ipamd(host).stop()
+    start_ipamd(host, *as_user(NOBODY, NOGROUP)).stop()
+    start_ipamd(host).stop()
+
+
+ASK = """
+import socket, sys
+with socket.socket(socket.AF_UNIX) as client:
+    client.connect(sys.argv[1])
+    stream = client.makefile("rb")
+    print(stream.read(int.from_bytes(stream.read(4), "big")).decode())
+"""
+
+
+@pytest.mark.parametrize(
+    ("user", "served"),
+    [
+        (as_user(NOBODY, NOGROUP), False),
+        (as_user(NOBODY, DAEMON), True),
+        (as_user(NOBODY, NOGROUP, 4, DAEMON), True),
+        (as_user(NOBODY, NOGROUP, 0), False),
+    ],
+    ids=["another user", "of the group", "with the group among others", "with root's group"],
+)
+def test_who_is_served(host: Host, user: list[str], served: bool) -> None:
+    configure(host, "ipamd: {group: daemon}")
+    start_ipamd(host)
+    said = json.loads(host.run(*user, sys.executable, "-IS", "-c", ASK, SOCKET).stdout)
+    if served:
+        assert wire.is_greeting(said)
+    else:
+        assert said["error"]["kind"] == "RequestRefused"
+        assert f"user {NOBODY} may not ask" in said["error"]["message"]
+
+
+def test_without_a_group_other_users_are_refused_and_the_rest_served(host: Host) -> None:
+    start_ipamd(host)
+    said = json.loads(host.run(*as_user(NOBODY, NOGROUP), sys.executable, "-IS", "-c", ASK, SOCKET).stdout)
+    assert f"user {NOBODY} may not ask" in said["error"]["message"]
+    assert greets(host)
+
+
+@pytest.mark.parametrize(
+    ("frame", "words"),
+    [
+        (b"\xff\xff\xff\xff", "exceeds the limit"),
+        ((wire.FRAME_LIMIT + 1).to_bytes(4, "big"), "exceeds the limit"),
+        (b"\0\0\0\0", "does not hold JSON"),
+        (b"\0\0\0\4\xff\xfe\0\1", "does not hold JSON"),
+        (b"\0\1\x86\xa0" + b"[" * 100_000, "does not hold JSON"),
+        (wire.pack([]), "an object with one key"),
+        (wire.pack({"Allocate": {}, "Release": {}}), "an object with one key"),
+        (wire.pack({"Drop": {}}), "unknown operation 'Drop'"),
+        (wire.pack({"Release": {}}), "malformed request"),
+        (wire.pack({"Release": {"owner": {"network": "n", "container_id": 7, "ifname": "e"}}}), "container_id"),
+        (
+            wire.pack({"Release": {"owner": {"network": "n", "container_id": "c", "ifname": "e", "x": 1}}}),
+            "unknown keys",
+        ),
+        (wire.pack({"Allocate": {"wanted": {"owner": None, "range_sets": [{"ranges": []}]}}}), "owner"),
+        (b"GET / HTTP/1.1\r\n\r\n", "exceeds the limit"),
+    ],
+)
+def test_garbage_is_answered_in_words_and_harms_nobody(host: Host, frame: bytes, words: str) -> None:
+    start_ipamd(host)
+    with connected(host) as client, connected(host) as other:
+        client.socket.sendall(frame)
+        answer = client.receive()
+        assert answer is not None and answer["error"]["kind"] == "RequestRefused"
+        assert words in answer["error"]["message"]
+        assert "ok" in other.ask(allocate("a"))
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {"range_sets": [{"ranges": []}]},
+        {"range_sets": [{"ranges": [{"subnet": "10.88.0.0/24", "first": "fd00::1", "last": "fd00::2"}]}]},
+        {"range_sets": [{"ranges": [{"subnet": "10.88.0.0/24", "first": "10.88.0.9", "last": "10.88.0.1"}]}]},
+        {"range_sets": [{"ranges": [{"subnet": "::/0", "first": "::", "last": "ffff::"}]}], "requested": ["::1"] * 999},
+    ],
+    ids=["empty set", "mixed families", "last before first", "many requested"],
+)
+def test_ranges_that_no_plugin_sends_are_refused_and_harm_nobody(host: Host, wanted: Json) -> None:
+    start_ipamd(host)
+    owner = {"network": "net1", "container_id": "a", "ifname": "eth0"}
+    with connected(host) as client:
+        client.send({"Allocate": {"wanted": {"owner": owner, **wanted}}})
+        answer = client.receive()
+        assert answer is not None
+        assert "internal failure" not in answer.get("error", {}).get("message", ""), answer
+        assert "ok" in client.ask(allocate("b"))
+
+
+def test_slow_and_silent_clients_hold_up_nobody_and_are_dropped(host: Host) -> None:
+    start_ipamd(host)
+    with connected(host) as silent, connected(host) as slow:
+        slow.socket.sendall(b"\0\0\1")
+        assert address(call(host, "ADD", "a", ONLY_THROUGH_IPAMD)) == "10.88.0.2/24"
+        assert silent.receive() is None
+        assert slow.receive() is None
+
+
+def test_more_clients_than_allowed_are_told_to_come_again(host: Host) -> None:
+    configure(host, "ipamd: {max_clients: 3}")
+    start_ipamd(host)
+    with ExitStack() as held:
+        clients = [held.enter_context(connected(host)) for _ in range(3)]
+        refused = Client(host)
+        with refused.socket:
+            said = refused.receive()
+            assert said is not None and said["error"]["kind"] == "StoreBusy"
+            assert "try again" in said["error"]["message"]
+            assert refused.receive() is None
+        assert address(call(host, "ADD", "a")) == "10.88.0.2/24"  # in process meanwhile
+        clients[0].socket.close()
+        wait_until(lambda: greets(host), "nobody is served although one has left")
+
+
+def test_a_request_has_a_deadline_and_leaves_nothing_behind(host: Host) -> None:
+    configure(host, "request_timeout: 1")
+    start_ipamd(host)
+    with connected(host) as client:
+        with locked_database(host):
+            said = client.ask(allocate("a"))
+            assert said["error"]["kind"] == "StoreBusy", said
+            assert call(host, "ADD", "b").code == 11
+            assert call(host, "ADD", "b", IN_PROCESS).code == 11
+        assert "ok" in client.ask(allocate("c"))
+    assert [each["owner"]["container_id"] for each in host.leases()] == ["c"]
+    assert address(call(host, "ADD", "b")) == "10.88.0.3/24"
+
+
+def test_one_daemon_for_a_state_directory(host: Host) -> None:
+    first = start_ipamd(host)
+    second = Ipamd(host, env={"CNI_BRIDGE_RUN_DIR": "/run/second"})
+    complaint = second.refused()
+    assert STATE in complaint
+    assert f"process {first.process.pid})" in complaint
+    assert greets(host)
+    first.signal(signal.SIGKILL)
+    first.process.wait()
+    start_ipamd(host)  # the lock and the socket of the dead one are no obstacle
+
+
+@pytest.mark.parametrize(
+    ("script", "named"),
+    [
+        (f"rm -rf {STATE}/*; mount --bind /run/netns {STATE}; mount -o remount,bind,ro {STATE}", STATE),
+        ("touch /run/cni-bridge", "/run/cni-bridge"),
+        ("mkdir -p /run/cni-bridge/ipamd.sock", SOCKET),
+        (f"mkdir {STATE}/ipamd.lock", "ipamd.lock"),
+        (f"echo garbage > {STATE}/ipam.db", f"{STATE}/ipam.db"),
+        ("echo 'ipamd: {group: nosuchgroup}' > /etc/cni-bridge/config.yaml", "nosuchgroup"),
+        ("echo 'ipamd: {grp: daemon}' > /etc/cni-bridge/config.yaml", "ipamd.grp"),
+        ("echo 'state_dir: var' > /etc/cni-bridge/config.yaml", "state_dir"),
+        ("echo '{' > /etc/cni-bridge/config.yaml", "/etc/cni-bridge/config.yaml"),
+    ],
+    ids=[
+        "read-only state",
+        "run directory is a file",
+        "socket is a directory",
+        "lock is a directory",
+        "no database",
+        "no group",
+        "unknown key",
+        "relative directory",
+        "no YAML",
+    ],
+)
+def test_says_in_a_line_why_it_cannot_start(host: Host, script: str, named: str) -> None:
+    host.shell(script)
+    assert named in Ipamd(host).refused()
+
+
+def test_a_state_directory_of_somebody_else_is_refused_in_a_line(host: Host) -> None:
+    host.shell("install -d -o nobody /run/cni-bridge")
+    assert STATE in Ipamd(host, *as_user(NOBODY, NOGROUP)).refused()
+
+
+def test_sigterm_finishes_the_request_under_way(host: Host) -> None:
+    daemon = start_ipamd(host)
+    with connected(host) as idle, connected(host) as client, connected(host) as later:
+        with locked_database(host):
+            client.send(wire.render_request(allocate("a")))
+            later.send({})  # its answer shows that the daemon has read what came before
+            assert later.receive() is not None
+            daemon.signal(signal.SIGTERM)
+            assert idle.receive() is None
+            assert daemon.process.poll() is None
+        said = client.receive()
+        assert said is not None and "ok" in said
+    assert daemon.process.wait(20) == 0
+    assert [each["owner"]["container_id"] for each in host.leases()] == ["a"]
+
+
+def test_sigterm_ends_it_although_a_client_never_reads(host: Host) -> None:
+    daemon = start_ipamd(host)
+    with connected(host) as client:
+        client.socket.settimeout(1)
+        with pytest.raises(TimeoutError):  # nothing more fits in: the daemon waits for its answers to be read
+            while True:
+                client.send({"Unknown": {}})
+        assert address(call(host, "ADD", "a", ONLY_THROUGH_IPAMD)) == "10.88.0.2/24"
+        daemon.signal(signal.SIGTERM)
+        assert daemon.process.wait(20) == 0
+
+
+def test_a_killed_daemon_costs_nothing_and_its_socket_is_replaced(host: Host) -> None:
+    daemon = start_ipamd(host)
+    assert address(call(host, "ADD", "a")) == "10.88.0.2/24"
+    daemon.signal(signal.SIGKILL)
+    daemon.process.wait()
+    assert outside_path(host, SOCKET).exists()
+    assert address(call(host, "ADD", "b")) == "10.88.0.3/24"
+    start_ipamd(host)
+    assert address(call(host, "ADD", "c", ONLY_THROUGH_IPAMD)) == "10.88.0.4/24"
+
+
+def test_a_stopped_daemon_costs_a_short_wait(host: Host) -> None:
+    daemon = start_ipamd(host)
+    daemon.signal(signal.SIGSTOP)
+    assert address(call(host, "ADD", "a")) == "10.88.0.2/24"
+    call(host, "DEL", "a").succeeded()
+    daemon.signal(signal.SIGCONT)
+    assert address(call(host, "ADD", "b", ONLY_THROUGH_IPAMD)) == "10.88.0.3/24"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"",
+        b"HTTP/1.1 400 Bad Request\r\n\r\n",
+        b"\0\0\0\7garbage",
+        b"\0\0\0\2[]",
+        wire.pack({**wire.GREETING, "protocol": wire.PROTOCOL + 1}),
+        wire.pack({"ok": {}}),
+        wire.pack({"error": {"kind": "StoreBusy", "message": "come again"}}),
+    ],
+    ids=["hangs up", "HTTP", "garbage", "no object", "another protocol", "no greeting", "refusal"],
+)
+def test_what_is_no_ipamd_is_passed_over(host: Host, said: bytes) -> None:
+    with in_its_place(host, lambda connection, _: connection.sendall(said)):
+        assert address(call(host, "ADD", "a")) == "10.88.0.2/24"
+
+
+def test_lost_after_the_hand_over_is_code_11_and_a_retry_works(host: Host) -> None:
+    def greet_take_and_die(connection: socket.socket, _: int) -> None:
+        connection.sendall(wire.pack(wire.GREETING))
+        connection.recv(1)
+
+    host.add_netns("a")
+    conf = bridge_conf()
+    with in_its_place(host, greet_take_and_die):
+        error = call(host, "ADD", "b").error
+        assert (error["code"], SOCKET in error["msg"]) == (11, True)
+        assert host.plugin("ADD", conf, "a").code == 11
+        assert call(host, "DEL", "b").code == 11
+    assert address(call(host, "ADD", "b")) == "10.88.0.2/24"
+    host.plugin("ADD", conf, "a").succeeded()
+    for plugin, name in (("cni-bridge", "a"), ("cni-ipam", "b")):
+        host.plugin("DEL", conf, name, plugin=plugin).succeeded()
+    host.assert_nothing_left()
+
+
+def test_half_through_ipamd_and_half_in_process(host: Host) -> None:
+    start_ipamd(host)
+    names = [f"c{number}" for number in range(20)]
+    with ThreadPoolExecutor(8) as pool:
+        added = pool.map(lambda name, env: call(host, "ADD", name, env), names, cycle([ONLY_THROUGH_IPAMD, IN_PROCESS]))
+        assert len({address(each) for each in added}) == len(names)
+        assert len(host.leases()) == len(names)
+        deleted = pool.map(
+            lambda name, env: call(host, "DEL", name, env), names, cycle([IN_PROCESS, ONLY_THROUGH_IPAMD])
+        )
+        assert [each.status for each in deleted] == [0] * len(names)
+    host.assert_nothing_left()
+
+
+def test_help_needs_no_root_and_no_directory(host: Host) -> None:
+    said = host.run(*as_user(NOBODY, NOGROUP), BIN / "ipamd", "--help", env={"CNI_BRIDGE_STATE_DIR": "/none"}).stdout
+    assert "/etc/cni-bridge/config.yaml" in said

@@ -1,0 +1,42 @@
+"""Calls a firewall backend in the network namespace of this process: JSON in and out.
+
+Standard input: `{"backend": ..., "patience": seconds, "calls": [[method, policy], ["collect", [network, owners]]]}`.
+Standard output: a list of what each call returned; a failure ends the list with its code and message.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from cni_bridge.cni.errors import CniError
+from cni_bridge.firewall.api import Firewall
+from cni_bridge.firewall.iptables import IptablesFirewall
+from cni_bridge.firewall.nftables import NftablesFirewall
+from cni_bridge.policy import Policy
+from ipam.api import Owner
+from ipam.codec import Json, decode
+
+
+def main() -> None:
+    asked = json.load(sys.stdin)
+    nftables = asked["backend"] == "nftables"
+    firewall: Firewall = NftablesFirewall() if nftables else IptablesFirewall(patience=asked["patience"])
+    answers: list[Json] = []
+    try:
+        for method, argument in asked["calls"]:
+            answers.append(_call(firewall, method, argument))
+    except CniError as error:
+        answers.append({"code": int(error.code), "msg": error.msg})
+    json.dump(answers, sys.stdout)
+
+
+def _call(firewall: Firewall, method: str, argument: Json) -> Json:
+    if method == "collect":
+        network, keep = argument
+        return firewall.collect(network, frozenset(decode(Owner, each) for each in keep))
+    return getattr(firewall, method)(decode(Policy, argument))
+
+
+if __name__ == "__main__":
+    main()
