@@ -85,7 +85,7 @@ def attachments(settings: Settings, network: str | None, as_json: bool) -> None:
 async def _read_leases(settings: Settings, network: str | None) -> list[Lease]:
     if not settings.database.exists():
         return []
-    ipam = await LocalIpam.open(settings.database, patience=settings.database_patience)
+    ipam = await LocalIpam.open(settings.database, patience=settings.patience)
     try:
         return await ipam.leases(network)
     finally:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cni_bridge.cni.errors import CniError, Code, InvalidConfig
+from cni_bridge.cni.errors import CniError, Code
 from cni_bridge.cni.fields import parse_object
 from cni_bridge.cni.request import Command, Request
 from cni_bridge.cni.result import parse
@@ -27,7 +27,11 @@ def find_executable(name: str, path: tuple[str, ...]) -> Path:
         candidate = Path(directory) / name
         if candidate.is_file() and os.access(candidate, os.X_OK):
             return candidate
-    raise InvalidConfig(f'failed to find plugin "{name}" in path [{" ".join(path)}]', "ipam.type names an executable")
+    raise CniError(
+        Code.IPAM_PLUGIN_FAILED,
+        f'failed to find plugin "{name}" in path [{" ".join(path)}]',
+        "ipam.type names an executable in CNI_PATH",
+    )
 
 
 class ExecIpam:

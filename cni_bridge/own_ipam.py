@@ -22,7 +22,7 @@ async def opened(settings: Settings) -> AsyncIterator[Ipam]:
         return
     from ipam.local import LocalIpam  # SQLite is needed here only
 
-    local = await LocalIpam.open(settings.database, patience=settings.database_patience)
+    local = await LocalIpam.open(settings.database, patience=settings.patience)
     try:
         yield local
     finally:

@@ -75,6 +75,15 @@ class Records:
             if network in (None, attachment.owner.network):
                 yield attachment
 
+    def forget_unreadable(self, network: str, keep: frozenset[Owner]) -> None:
+        """Remove records of the network that cannot be read, but for those of owners in `keep`."""
+        kept = {self._path(owner) for owner in keep}
+        for path in set((self._directory / file_name(network)).glob("*.json")) - kept:
+            try:
+                _parse(path.read_bytes(), path)
+            except CniError:
+                path.unlink(missing_ok=True)
+
     def require_writable(self) -> None:
         """Fail if no record could be written."""
         if not os.access(self._directory, os.W_OK | os.X_OK):

@@ -124,6 +124,7 @@ async def collect(rt: Runtime, request: Request) -> None:
         if not await rt.on_host(firewall.unusable):
             await failures.collect(rt.on_host(firewall.collect, network, keep))
     await failures.collect(_collect_addresses(rt, request, keep))
+    rt.records.forget_unreadable(network, keep)  # what they named was found by its marks
     failures.raise_any(f'GC of network "{network}"')
 
 

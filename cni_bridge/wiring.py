@@ -83,10 +83,10 @@ def runtime(settings: Settings) -> Iterator[Runtime]:
             datapath=Datapath(locks),
             firewalls={
                 Backend.NFTABLES: NftablesFirewall(),
-                Backend.IPTABLES: IptablesFirewall(patience=min(_XTABLES_PATIENCE, settings.request_timeout)),
+                Backend.IPTABLES: IptablesFirewall(patience=min(_XTABLES_PATIENCE, settings.patience)),
             },
             find_ipam=lambda request, ipam_type: find_ipam(settings, request, ipam_type),
-            locked=lambda owner: owner_locked(locks, owner, patience=settings.request_timeout),
+            locked=lambda owner: owner_locked(locks, owner, patience=settings.patience),
             kernel_thread=kernel_thread,
         )
 

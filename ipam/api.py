@@ -117,12 +117,13 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lease:
-    """An address held by its owner; `since` is the wall clock, for people only."""
+    """An address held by its owner; `since` is the wall clock, for people, and `boot_id` the boot it was given in."""
 
     owner: Owner
     address: Interface
     gateway: Address | None
     since: datetime
+    boot_id: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -50,7 +50,7 @@ def main() -> int:
 
 
 async def _serve(settings: Settings) -> None:
-    ipam = await LocalIpam.open(settings.database, patience=settings.database_patience)
+    ipam = await LocalIpam.open(settings.database, patience=settings.patience)
     try:
         allowed = _peer_check(settings)
         stop = asyncio.Event()

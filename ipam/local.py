@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from pathlib import Path
 
 from ipam.allocator import next_free, withheld
 from ipam.api import Address, Allocation, Interface, Lease, Owner, RangeSet, Wanted
 from ipam.errors import AddressNotOffered, LeaseMissing, PoolExhausted
 from ipam.store import Store, Transaction
+
+log = logging.getLogger(__name__)
 
 
 class LocalIpam:
@@ -41,6 +44,8 @@ class LocalIpam:
             for lease in held:
                 if lease not in keep.values():
                     await txn.delete(lease)
+            if keep:
+                await txn.confirm(wanted.owner)
             leases = [
                 keep.get(position) or await _lease_one(txn, wanted.owner, offer, requested.get(position))
                 for position, offer in enumerate(wanted.range_sets)
@@ -118,16 +123,28 @@ async def _lease_one(txn: Transaction, owner: Owner, offer: RangeSet, requested:
 
 
 async def _search(txn: Transaction, network: str, offer: RangeSet) -> Address:
-    """The next free address of the set; `PoolExhausted` if there is none."""
+    """The next free address of the set; `PoolExhausted` if there is none, those of earlier boots included."""
+    found = await _look(txn, network, offer)
+    if found is None and (stale := await txn.leases_of_earlier_boots(network)):
+        log.warning('network "%s" is full: freeing %d addresses of earlier boots', network, len(stale))
+        for lease in stale:
+            await txn.delete(lease)
+        found = await _look(txn, network, offer)
+    if found is None:
+        raise PoolExhausted(
+            f'no address is free in range set {offer} of network "{network}"; '
+            "widen the ranges or remove what no longer lives"
+        )
+    return found
+
+
+async def _look(txn: Transaction, network: str, offer: RangeSet) -> Address | None:
+    """The next free address of the set."""
     search = next_free(offer, await txn.cursor(network, offer.ranges[0].first))
     try:
         look_at = next(search)
         while True:
             look_at = search.send(await txn.extent_at(network, look_at))
-    except StopIteration as found:
-        if found.value is None:
-            raise PoolExhausted(
-                f'no address is free in range set {offer} of network "{network}"; '
-                "widen the ranges or remove what no longer lives"
-            ) from None
-        return found.value  # type: ignore[no-any-return]  # StopIteration carries the generator's return value
+    except StopIteration as end:
+        found: Address | None = end.value
+        return found

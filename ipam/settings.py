@@ -38,8 +38,8 @@ class Settings:
         return self.state_dir / "ipam.db"
 
     @property
-    def database_patience(self) -> float:
-        """Seconds to wait for other writers of the database: short of the request's end, so that it ends in words."""
+    def patience(self) -> float:
+        """Seconds to wait for one thing that others hold: short of the request's end, so that it ends in words."""
         return self.request_timeout / 2
 
     @property

@@ -24,6 +24,7 @@ import aiosqlite
 from ipam import files
 from ipam.allocator import Extent
 from ipam.api import Address, Lease, Owner, Range
+from ipam.boot import boot_id
 from ipam.errors import AddressTaken, IpamError, StoreBusy, StoreDamaged, StoreUnavailable
 
 SCHEMA_VERSION = 1
@@ -36,7 +37,7 @@ CREATE TABLE ranges (
     PRIMARY KEY (network, first)) STRICT, WITHOUT ROWID;
 CREATE TABLE leases (
     network TEXT NOT NULL, address BLOB NOT NULL CHECK (length(address) = 16), prefix INTEGER NOT NULL,
-    gateway TEXT, container_id TEXT NOT NULL, ifname TEXT NOT NULL, since TEXT NOT NULL,
+    gateway TEXT, container_id TEXT NOT NULL, ifname TEXT NOT NULL, since TEXT NOT NULL, boot_id TEXT NOT NULL,
     PRIMARY KEY (network, address)) STRICT, WITHOUT ROWID;
 CREATE INDEX leases_by_owner ON leases (network, container_id, ifname);
 CREATE TABLE taken (
@@ -47,7 +48,7 @@ PRAGMA user_version = {SCHEMA_VERSION};
 """
 
 _MAPPED = b"\0" * 10 + b"\xff" * 2
-_LEASE = "address, prefix, gateway, network, container_id, ifname, since"
+_LEASE = "address, prefix, gateway, network, container_id, ifname, since, boot_id"
 
 
 def to_blob(address: Address) -> bytes:
@@ -188,11 +189,19 @@ class Transaction:
             address=ip_interface(f"{address}/{offered.subnet.prefixlen}"),
             gateway=offered.gateway,
             since=datetime.now(UTC).replace(microsecond=0),
+            boot_id=boot_id(),
         )
         gateway = str(lease.gateway) if lease.gateway is not None else None
-        row = (to_blob(address), offered.subnet.prefixlen, gateway, *_key(owner), lease.since.isoformat())
+        row = (
+            to_blob(address),
+            offered.subnet.prefixlen,
+            gateway,
+            *_key(owner),
+            lease.since.isoformat(),
+            lease.boot_id,
+        )
         try:
-            await self._connection.execute(f"INSERT INTO leases ({_LEASE}) VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+            await self._connection.execute(f"INSERT INTO leases ({_LEASE}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
         except sqlite3.IntegrityError:
             holder = await self.holder(owner.network, address)
             raise AddressTaken(
@@ -201,6 +210,20 @@ class Transaction:
             ) from None
         await self._take(owner.network, address)
         return lease
+
+    async def confirm(self, owner: Owner) -> None:
+        """Make the owner's leases those of this boot: it has just asked for them."""
+        await self._connection.execute(
+            "UPDATE leases SET boot_id = ? WHERE network = ? AND container_id = ? AND ifname = ? AND boot_id <> ?",
+            (boot_id(), *_key(owner), boot_id()),
+        )
+
+    async def leases_of_earlier_boots(self, network: str) -> list[Lease]:
+        """Leases that no live container can have, for its namespace has gone with the boot."""
+        rows = await self._connection.execute_fetchall(
+            f"SELECT {_LEASE} FROM leases WHERE network = ? AND boot_id <> ? ORDER BY address", (network, boot_id())
+        )
+        return [_lease(row) for row in rows]
 
     async def delete(self, lease: Lease) -> None:
         """End the lease."""
@@ -276,12 +299,13 @@ def _key(owner: Owner) -> tuple[str, str, str]:
 
 
 def _lease(row: sqlite3.Row | tuple[object, ...]) -> Lease:
-    address, prefix, gateway, network, container_id, ifname, since = row
+    address, prefix, gateway, network, container_id, ifname, since, boot = row
     return Lease(
         owner=Owner(network=str(network), container_id=str(container_id), ifname=str(ifname)),
         address=ip_interface(f"{from_blob(address)}/{prefix}"),  # type: ignore[arg-type]  # a BLOB column
         gateway=ip_address(str(gateway)) if gateway is not None else None,
         since=datetime.fromisoformat(str(since)),
+        boot_id=str(boot),
     )
 
 

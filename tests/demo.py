@@ -68,8 +68,12 @@ def _show(host: Host) -> None:
     host.assert_nothing_left()
     for name in CONTAINERS:
         assert "eth0" not in host.links(name)
-    console.print("  no interface in the containers, no veth on the host, no lease, no rule for an attachment, no record")
-    console.print("  the bridge stays for the next container, as with the reference plugin: " + ", ".join(_bridges(host)))
+    console.print(
+        "  no interface in the containers, no veth on the host, no lease, no rule for an attachment, no record"
+    )
+    console.print(
+        "  the bridge stays for the next container, as with the reference plugin: " + ", ".join(_bridges(host))
+    )
 
 
 def _result_table(result: Json) -> Table:

@@ -57,6 +57,8 @@ def _make_bridge(netlink: Netlink, spec: BridgeSpec) -> Link:
         if error.errno != errno.EEXIST:  # another request was faster
             raise
     sysctl.write_if_there(f"ipv6/conf/{spec.name}/accept_ra", "0")
+    # Nobody else has the link-local address of a random MAC; while it is being detected, IPv6 is not forwarded here.
+    sysctl.write_if_there(f"ipv6/conf/{spec.name}/accept_dad", "0")
     link = netlink.link(spec.name)
     if link is None:
         raise KernelRefused(f"bridge {spec.name} vanished while it was set up")

@@ -101,6 +101,8 @@ class Datapath:
                 master = host.link(bridge)
                 if outer is None or master is None or outer.master != master.index or outer.alias.startswith(MARK):
                     return
+                if not host.leads_to(outer, inside, target.fd, owner.ifname):
+                    return
                 log.info("deleting %s, which another plugin made for %s", outer.name, owner)
                 host.delete_link(outer.name)
 
@@ -111,7 +113,7 @@ class Datapath:
         with self._inside(target) as inside:
             found = [
                 *bridges.missing_bridge(bridge, attachment.bridge),
-                *port.missing_port(host, inside, attachment.port, attachment.bridge, attachment.container.ifname),
+                *port.missing_port(host, inside, attachment, target),
                 *missing_container(inside, attachment.container, expected, target.ref),
             ]
         if attachment.gateway is not None:

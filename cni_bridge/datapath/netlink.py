@@ -25,6 +25,8 @@ IFA_F_NODAD = 0x02
 IFA_F_DADFAILED = 0x08
 IFA_F_TENTATIVE = 0x40
 BR_STATE_DISABLED = 0
+NO_NSID = -1
+_UNSIGNED_NO_NSID = 0xFFFFFFFF  # NETNSA_NSID_NOT_ASSIGNED
 BRIDGE_VLAN_INFO_PVID = 2
 BRIDGE_VLAN_INFO_UNTAGGED = 4
 RT_TABLE_MAIN = 254
@@ -45,6 +47,7 @@ class Link:
     master: int
     alias: str
     peer: int  # IFLA_LINK: the index of a veth's other end, in that end's namespace
+    peer_nsid: int  # IFLA_LINK_NETNSID: the number that this namespace has for that one; NO_NSID for itself
     vlan_filtering: bool
     port_state: int
     hairpin: bool
@@ -77,6 +80,22 @@ class Netlink:
     def link_at(self, index: int) -> Link | None:
         """The link with that index."""
         return self._get(index=index)
+
+    def nsid(self, fd: int) -> int:
+        """The number that this socket's namespace has for the one of that descriptor; `NO_NSID` if it has none."""
+        with _refusals("look up a namespace"):
+            number = self._ip.get_netnsid(fd=fd)["nsid"]
+        return NO_NSID if number == _UNSIGNED_NO_NSID else int(number)
+
+    def leads_to(self, link: Link, inside: Netlink, fd: int, ifname: str) -> bool:
+        """Whether the veth's other end is the interface of that name in the namespace of `inside` and `fd`.
+
+        Indexes alone do not tell: every namespace counts its own.
+        """
+        peer = inside.link(ifname)
+        if link.kind != "veth" or peer is None or (link.peer, peer.peer) != (peer.index, link.index):
+            return False
+        return link.peer_nsid == self.nsid(fd)
 
     def links(self) -> list[Link]:
         """Every link: for what is done now and then, never for one attachment."""
@@ -276,6 +295,7 @@ def _link(message: Any) -> Link:
         master=message.get("IFLA_MASTER") or 0,
         alias=message.get("IFLA_IFALIAS") or "",
         peer=message.get("IFLA_LINK") or 0,
+        peer_nsid=nsid if (nsid := message.get("IFLA_LINK_NETNSID")) is not None else NO_NSID,
         vlan_filtering=kind == "bridge" and bool(bridge.get("IFLA_BR_VLAN_FILTERING")),
         port_state=_port(port, "IFLA_BRPORT_STATE"),
         hairpin=bool(_port(port, "IFLA_BRPORT_MODE")),

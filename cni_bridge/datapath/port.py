@@ -9,8 +9,8 @@ from cni_bridge.cni.errors import KernelFeatureMissing, KernelRefused, LinkConfl
 from cni_bridge.datapath import sysctl
 from cni_bridge.datapath.bridge import MAX_PORTS
 from cni_bridge.datapath.netlink import BR_STATE_DISABLED, Link, Netlink
-from cni_bridge.datapath.netns import Netns, entered
-from cni_bridge.plan import Attachment, BridgeSpec, PortSpec
+from cni_bridge.datapath.netns import Netns
+from cni_bridge.plan import Attachment, PortSpec
 
 _READY_PATIENCE = 3.0  # seconds; carrier of a veth comes through the kernel's link watch, within a millisecond or so
 _DEFAULT_VLAN = 1
@@ -20,7 +20,7 @@ def ensure_port(host: Netlink, inside: Netlink, bridge: Link, attachment: Attach
     """Make the veth pair, or adopt the one that an earlier request of the same owner made."""
     spec, container = attachment.port, attachment.container
     link = host.link(spec.name)
-    if link is not None and not _leads_to(host, inside, link, container.ifname):
+    if link is not None and not host.leads_to(link, inside, netns.fd, container.ifname):
         host.delete_link(spec.name)  # of an earlier namespace of this container
         link = None
     if link is None:
@@ -55,13 +55,16 @@ def wait_carrier(host: Netlink, name: str) -> None:
         pause = min(pause * 2, 0.05)
 
 
-def missing_port(host: Netlink, inside: Netlink, spec: PortSpec, bridge: BridgeSpec, ifname: str) -> list[str]:
+def missing_port(host: Netlink, inside: Netlink, attachment: Attachment, netns: Netns) -> list[str]:
     """What of the port differs, in words."""
+    spec, bridge, ifname = attachment.port, attachment.bridge, attachment.container.ifname
     link, master = host.link(spec.name), host.link(bridge.name)
     if link is None:
         return [f"veth {spec.name} is gone"]
     differences = {
-        f"veth {spec.name} does not lead to {ifname} in the container": not _leads_to(host, inside, link, ifname),
+        f"veth {spec.name} does not lead to {ifname} in the container": not host.leads_to(
+            link, inside, netns.fd, ifname
+        ),
         f"veth {spec.name} is down": not link.up,
         f"veth {spec.name} is no port of bridge {bridge.name}": master is None or link.master != master.index,
         f"veth {spec.name} has mtu {link.mtu}, not {spec.mtu}": spec.mtu not in (0, link.mtu),
@@ -91,12 +94,6 @@ def _make(host: Netlink, bridge: Link, attachment: Attachment, netns: Netns) -> 
         raise
 
 
-def _leads_to(host: Netlink, inside: Netlink, link: Link, ifname: str) -> bool:
-    """Whether the veth's other end is the interface of that name in the container."""
-    peer = inside.link(ifname)
-    return link.kind == "veth" and peer is not None and link.peer == peer.index and peer.peer == link.index
-
-
 def _present(host: Netlink, name: str) -> Link:
     link = host.link(name)
     if link is None:
@@ -121,9 +118,3 @@ def _ensure_vlans(host: Netlink, link: Link, spec: PortSpec) -> None:
                 "this kernel has no bridge VLAN filtering (CONFIG_BRIDGE_VLAN_FILTERING), which vlan and vlanTrunk need"
             ) from None
         raise
-
-
-def inside_netlink(netns: Netns) -> Netlink:
-    """A netlink socket of the namespace, usable from outside of it."""
-    with entered(netns):
-        return Netlink()

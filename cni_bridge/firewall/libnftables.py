@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import ctypes
 import json
+import time
 from typing import Any
 
 _LIBRARY = "libnftables.so.1"
 _OUTPUT_JSON = 1 << 4  # NFT_CTX_OUTPUT_JSON
 
 
+# Another program's transaction interrupts whoever reads meanwhile, and nothing has happened then: it is tried again.
+_ATTEMPTS = 50
+_PAUSE = 0.0005  # seconds, growing
+
+
 class NftError(Exception):
-    """nftables refused a command; `missing` tells whether it did for want of an object."""
+    """nftables refused a command, perhaps for want of an object, or because another transaction came between."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.missing = "No such file or directory" in message
+        self.interrupted = "Interrupted system call" in message
 
 
 class Nftables:
@@ -33,6 +40,16 @@ class Nftables:
 
     def run(self, commands: str) -> str:
         """Run the commands as one transaction and give what they print."""
+        for attempt in range(_ATTEMPTS):
+            try:
+                return self._run_once(commands)
+            except NftError as error:
+                if not error.interrupted or attempt == _ATTEMPTS - 1:
+                    raise
+            time.sleep(_PAUSE * (attempt + 1))
+        raise AssertionError("the last attempt returns or raises")
+
+    def _run_once(self, commands: str) -> str:
         status = self._library.nft_run_cmd_from_buffer(self._context, commands.encode())
         output: bytes = self._library.nft_ctx_get_output_buffer(self._context)
         error: bytes = self._library.nft_ctx_get_error_buffer(self._context)

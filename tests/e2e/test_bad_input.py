@@ -162,7 +162,6 @@ def test_wrong_type_names_the_key(host: Host, keys: Json, path: str) -> None:
         ({"runtimeConfig": {"mac": "zz"}}, ["runtimeConfig.mac", "zz"]),
         ({"runtimeConfig": {"mac": "01:00:5e:00:00:01"}}, ["runtimeConfig.mac", "01:00:5e:00:00:01"]),
         ({"ipam": {"type": "../cni-ipam"}}, ["ipam.type", "../cni-ipam"]),
-        ({"ipam": {"type": "nonesuch"}}, ["nonesuch"]),
         (ipam(), ["ipam.ranges"]),
         (ipam(subnet="nonsense"), ["ipam", "nonsense"]),
         (ipam(subnet="10.88.0.0"), ["ipam", "10.88.0.0"]),
@@ -189,6 +188,10 @@ def test_wrong_type_names_the_key(host: Host, keys: Json, path: str) -> None:
 )
 def test_value_that_cannot_be_used_is_named_with_its_key(host: Host, keys: Json, words: list[str]) -> None:
     refused(host, bridge_conf(**keys), 7, *words)
+
+
+def test_ipam_plugin_that_is_not_there(host: Host) -> None:
+    refused(host, bridge_conf(ipam={"type": "nonesuch"}), 107, "nonesuch", "CNI_PATH")
 
 
 def test_unknown_version(host: Host) -> None:
