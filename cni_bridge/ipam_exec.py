@@ -25,8 +25,9 @@ def find_executable(name: str, path: tuple[str, ...]) -> Path:
     """The plugin of that name in `CNI_PATH`."""
     for directory in path:
         candidate = Path(directory) / name
-        if candidate.is_file() and os.access(candidate, os.X_OK):
-            return candidate
+        with suppress(OSError):  # a name that is too long for a file
+            if candidate.is_file() and os.access(candidate, os.X_OK):
+                return candidate
     raise CniError(
         Code.IPAM_PLUGIN_FAILED,
         f'failed to find plugin "{name}" in path [{" ".join(path)}]',
@@ -96,15 +97,14 @@ class ExecIpam:
                 stdout=asyncio.subprocess.PIPE,
                 env=self._environment(command, owner),
                 start_new_session=True,
-                limit=OUTPUT_LIMIT,
             )
         except OSError as error:
             raise CniError(
                 Code.IPAM_PLUGIN_FAILED, f"cannot run IPAM plugin {self._executable}: {error.strerror}"
             ) from None
         try:
-            printed, _ = await process.communicate(self._request.stdin)
-        except asyncio.CancelledError:
+            printed = await _converse(process, self._request.stdin)
+        except BaseException:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
@@ -126,3 +126,17 @@ class ExecIpam:
                 f"IPAM plugin {name} failed with {f'status {status}' if status > 0 else f'signal {-status}'}",
                 f"instead of an error it printed {said!r}" if said else "it printed no error; see its stderr",
             )
+
+
+async def _converse(process: asyncio.subprocess.Process, stdin: bytes) -> bytes:
+    """Give the plugin its configuration and take what it prints, until it ends."""
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write(stdin)
+    process.stdin.close()  # the event loop goes on sending while we read
+    printed = bytearray()
+    while chunk := await process.stdout.read(1 << 16):
+        printed += chunk
+        if len(printed) > OUTPUT_LIMIT:
+            raise CniError(Code.IPAM_PLUGIN_FAILED, f"IPAM plugin printed more than {OUTPUT_LIMIT >> 20} MiB")
+    await process.wait()
+    return bytes(printed)

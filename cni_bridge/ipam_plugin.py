@@ -8,14 +8,15 @@ from cni_bridge.cni.ipamconf import parse_ipam
 from cni_bridge.cni.netconf import parse_valid_attachments
 from cni_bridge.cni.request import Command, Request
 from cni_bridge.cni.result import IpEntry, Result, parse_previous, require_renderable
-from ipam.api import Ipam, Wanted
+from cni_bridge.resolvconf import read_resolv_conf
+from ipam.api import Dns, Ipam, Wanted
 
 
 async def add(ipam: Ipam, request: Request) -> Result:
     """Allocate the owner's addresses; a repeat gives the same ones."""
     conf = parse_ipam(request)
     require_renderable([each.family for each in conf.range_sets], request.version)
-    allocation = await ipam.allocate(conf.wanted(request.owner))
+    allocation = await ipam.allocate(conf.wanted(request.owner, read_resolv_conf(conf.resolv_conf)))
     return Result(
         ips=tuple(IpEntry(address=each.address, gateway=each.gateway) for each in allocation.leases),
         routes=allocation.routes,
@@ -47,7 +48,7 @@ async def collect(ipam: Ipam, request: Request) -> None:
 
 async def status(ipam: Ipam, request: Request) -> None:
     """Fail with the reason if an ADD could not be served now."""
-    await ipam.status(parse_ipam(request).wanted(request.owner))
+    await ipam.status(parse_ipam(request).wanted(request.owner, Dns()))
 
 
 OPERATIONS: Mapping[Command, Callable[[Ipam, Request], Awaitable[Result | None]]] = {

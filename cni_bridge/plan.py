@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import ip_network
 
+from cni_bridge.cni.errors import InvalidConfig
 from cni_bridge.cni.netconf import Backend, NetConf
 from cni_bridge.cni.result import InterfaceEntry, IpEntry, Result
 from cni_bridge.policy import Masquerade, Policy, SpoofCheck
@@ -80,10 +81,26 @@ class GatewaySpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """What only the kernel knows of an attachment that was made: MAC addresses, and what was changed, in words."""
+
+    bridge_mac: str
+    gateway_mac: str
+    container_mac: str
+    changed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Attachment:
-    """The desired state of one attachment: what ADD makes, CHECK compares and DEL removes."""
+    """The desired state of one attachment: what ADD makes, CHECK compares and DEL removes.
+
+    `request` is the digest of what was asked for, `allocation` what IPAM answered, None until it has; `changed` tells
+    what ADD changed on the host beside the attachment's own links and rules.
+    """
 
     owner: Owner
+    request: str
+    allocation: Allocation | None
     netns: NetnsRef
     ipam_type: str
     bridge: BridgeSpec
@@ -91,14 +108,16 @@ class Attachment:
     container: ContainerSpec
     gateway: GatewaySpec | None
     policies: tuple[Policy, ...]
+    changed: tuple[str, ...] = ()
 
 
 def plan(
     conf: NetConf,
     owner: Owner,
     netns: NetnsRef,
-    allocation: Allocation,
+    allocation: Allocation | None,
     *,
+    request: str,
     implied_gateways: frozenset[Address],
     backend: Backend,
     uplink_mtu: int,
@@ -108,11 +127,15 @@ def plan(
     `implied_gateways` are those that nobody configured; `backend` is the firewall for masquerading where the
     configuration names none; `uplink_mtu` is the MTU in bytes of the host's default route.
     """
+    given = allocation
+    allocation = allocation or Allocation(leases=())
     mtu = conf.mtu or uplink_mtu
-    gateways = tuple(_gateways(conf, allocation))
+    gateways = tuple(_gateways(allocation)) if conf.is_gateway else ()
     gateway_link = f"{conf.bridge}.{conf.vlan}" if conf.vlan and conf.is_gateway else conf.bridge
     return Attachment(
         owner=owner,
+        request=request,
+        allocation=given,
         netns=netns,
         ipam_type=conf.ipam_type,
         bridge=BridgeSpec(
@@ -145,21 +168,24 @@ def plan(
         gateway=GatewaySpec(
             link=gateway_link, vlan=conf.vlan, addresses=tuple(dict.fromkeys(gateways)), force=conf.force_address
         )
-        if conf.is_gateway and gateways
+        if gateways
         else None,
         policies=tuple(_policies(conf, owner, allocation, backend, gateway_link)),
     )
 
 
-def build_result(conf: NetConf, attachment: Attachment, allocation: Allocation, bridge_mac: str, netns: str) -> Result:
-    """The result of ADD; `bridge_mac` is what the bridge has, and `netns` the path as the runtime wrote it."""
-    bridge, port, container = attachment.bridge, attachment.port, attachment.container
-    gateways = tuple(_gateways(conf, allocation)) if conf.is_gateway else ()
+def build_result(conf: NetConf, attachment: Attachment, made: Made, netns: str) -> Result:
+    """The result of ADD; `netns` is the path as the runtime wrote it."""
+    bridge, port, container, gateway = attachment.bridge, attachment.port, attachment.container, attachment.gateway
+    allocation = attachment.allocation or Allocation(leases=())
+    gateways = tuple(_gateways(allocation)) if conf.is_gateway else ()
+    own_link = (InterfaceEntry(name=gateway.link, mac=made.gateway_mac),) if gateway and gateway.vlan else ()
     result = Result(
         interfaces=(
-            InterfaceEntry(name=bridge.name, mac=bridge_mac),
+            InterfaceEntry(name=bridge.name, mac=made.bridge_mac),
             InterfaceEntry(name=port.name, mac=port.mac, mtu=port.mtu),
-            InterfaceEntry(name=container.ifname, mac=container.mac, mtu=container.mtu, sandbox=netns),
+            InterfaceEntry(name=container.ifname, mac=made.container_mac, mtu=container.mtu, sandbox=netns),
+            *own_link,
         ),
         ips=tuple(
             IpEntry(
@@ -175,11 +201,17 @@ def build_result(conf: NetConf, attachment: Attachment, allocation: Allocation, 
     return result.after(conf.prev_result) if conf.prev_result is not None else result
 
 
-def _gateways(conf: NetConf, allocation: Allocation) -> Iterator[Interface]:
+def _gateways(allocation: Allocation) -> Iterator[Interface]:
     """The gateway of each lease, in its subnet; the subnet's first host where IPAM names none."""
     for lease in allocation.leases:
         network = lease.address.network
-        address = lease.gateway or type(lease.address.ip)(int(network.network_address) + 1)
+        address = lease.gateway
+        if address is None:
+            if network.prefixlen == network.max_prefixlen:
+                raise InvalidConfig(
+                    f"isGateway is true, and {lease.address} leaves no room for a gateway", "set gateway in ipam"
+                )
+            address = type(lease.address.ip)(int(network.network_address) + 1)
         yield type(lease.address)(f"{address}/{network.prefixlen}")
 
 
@@ -188,7 +220,7 @@ def _added_default_routes(conf: NetConf, allocation: Allocation) -> Iterator[Rou
     if not conf.is_default_gateway:
         return
     for family, default in DEFAULT_ROUTES.items():
-        gateway = next((each.ip for each in _gateways(conf, allocation) if each.version == family), None)
+        gateway = next((each.ip for each in _gateways(allocation) if each.version == family), None)
         present = any(route.dst == default and route.table in _MAIN_TABLE for route in allocation.routes)
         if gateway is not None and not present:
             yield Route(dst=default, gw=gateway)
@@ -220,7 +252,7 @@ def _resolved_routes(conf: NetConf, allocation: Allocation, implied_gateways: fr
 
 def _family_gateway(conf: NetConf, allocation: Allocation, family: int) -> Address | None:
     if conf.is_gateway:
-        return next((each.ip for each in _gateways(conf, allocation) if each.version == family), None)
+        return next((each.ip for each in _gateways(allocation) if each.version == family), None)
     return next(
         (each.gateway for each in allocation.leases if each.gateway is not None and each.address.version == family),
         None,
@@ -236,13 +268,6 @@ def _policies(
         yield _masquerade(owner, addresses, links, conf.ip_masq_backend or backend)
     if conf.mac_spoof_check:
         yield _spoof_check(owner, conf.mac or container_mac(owner))
-
-
-def possible_policies(owner: Owner, addresses: Iterable[Address], bridge: str) -> tuple[Policy, ...]:
-    """What an attachment without a record may have had, in either backend."""
-    found = tuple(addresses)
-    masquerades = (_masquerade(owner, found, (bridge,), backend) for backend in Backend) if found else ()
-    return (*masquerades, _spoof_check(owner, container_mac(owner)))
 
 
 def _masquerade(owner: Owner, addresses: Iterable[Address], links: tuple[str, ...], backend: Backend) -> Policy:

@@ -6,6 +6,7 @@ They live in the run directory: what they describe (links, rules) does not survi
 
 from __future__ import annotations
 
+import glob
 import json
 import logging
 import os
@@ -63,8 +64,8 @@ class Records:
 
     def all(self, network: str | None = None) -> Iterator[Attachment]:
         """The attachments of one network, or of all; a record that cannot be read is named in the log."""
-        folder = self._directory / file_name(network) if network is not None else self._directory
-        for path in sorted(folder.rglob("*.json")):
+        folder = glob.escape(file_name(network)) if network is not None else "*"
+        for path in sorted(self._directory.glob(f"{folder}/*.json")):
             try:
                 attachment = _parse(path.read_bytes(), path)
             except FileNotFoundError:  # removed meanwhile

@@ -54,6 +54,8 @@ class Runtime:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
             await asyncio.wait([future])
+            if (error := future.exception()) is not None:
+                log.info("what was begun failed after the request's end: %s", error)
             raise
 
     async def default_backend(self) -> Backend:

@@ -10,7 +10,7 @@ from cni_bridge.cni.fields import Fields
 from cni_bridge.cni.netconf import parse_bridge_name, parse_ipam_type
 from cni_bridge.cni.request import Request
 from cni_bridge.failures import Failures
-from cni_bridge.plan import Attachment, possible_policies
+from cni_bridge.plan import Attachment
 from cni_bridge.policy import Policy
 from cni_bridge.runtime import Runtime
 from ipam.api import Lease, Owner
@@ -27,14 +27,16 @@ async def tear_down(rt: Runtime, attachment: Attachment) -> None:
 
 
 async def tear_down_unrecorded(rt: Runtime, request: Request) -> None:
-    """Remove what the owner may have without a record, found by the addresses that it still holds and by its name."""
+    """Remove what the owner may have without a record.
+
+    Mostly there is nothing, for runtimes repeat DEL. Only where a lease or a link shows that there was something, the
+    rules are searched for the owner's mark.
+    """
     owner, bridge, failures = request.owner, lenient(parse_bridge_name, request), Failures()
     held = await failures.collect(_held(rt, request))
-    if held:
-        policies = possible_policies(owner, (lease.address.ip for lease in held), bridge)
-        usable = [each for each in policies if not await rt.on_host(rt.firewalls[each.backend].unusable)]
-        await failures.collect(change_rules(rt, usable, ()))
-    await failures.collect(rt.on_host(rt.datapath.detach_unrecorded, owner, bridge, request.netns))
+    linked = await failures.collect(rt.on_host(rt.datapath.detach_unrecorded, owner, bridge, request.netns))
+    for firewall in rt.firewalls.values() if held or linked else ():
+        await failures.collect(rt.on_host(firewall.forget, owner))
     failures.raise_any(f"removal of {owner}, of which there is no record")
 
 

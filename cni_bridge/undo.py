@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 
 log = logging.getLogger(__name__)
+
+_PATIENCE = 5.0  # seconds for one effect; the request may be past its own time already
 
 Effect = Callable[[], Awaitable[object]]
 
@@ -32,6 +35,9 @@ class Undo:
             return
         for effect in reversed(self._effects):
             try:
-                await effect()
+                async with asyncio.timeout(_PATIENCE):
+                    await effect()
             except Exception as failure:  # the others still have their turn; DEL and GC can take this one back
-                log.warning("could not take back an effect of the failed request: %s", failure)
+                log.warning(
+                    "could not take back an effect of the failed request: %s", failure or type(failure).__name__
+                )

@@ -23,56 +23,51 @@ from cni_bridge.datapath import netns
 from cni_bridge.datapath.bridge import MAX_PORTS
 from cni_bridge.failures import Failures
 from cni_bridge.plan import Attachment, build_result, plan
+from cni_bridge.resolvconf import read_resolv_conf
 from cni_bridge.runtime import Runtime
 from cni_bridge.teardown import change_rules, lenient, release, tear_down, tear_down_unrecorded
 from cni_bridge.undo import Undo
-from ipam.api import Allocation, Interface, Owner, Wanted
+from ipam.api import Allocation, Dns, Interface, Ipam, Owner, Wanted
 from ipam.errors import LeaseMissing
 
 log = logging.getLogger(__name__)
 
-_NO_ADDRESSES = Allocation(leases=())
-
 
 async def add(rt: Runtime, request: Request) -> Result:
-    """Attach the container; a repeat gives the same addresses, and a failure leaves nothing that was not there."""
+    """Attach the container; a repeat gives the same answer, and a failure leaves nothing that was not there."""
     conf = parse_netconf(request)
     addresses = _address_conf(rt, request, conf)
     if not conf.ipam_type or addresses.range_sets:
         _require_fitting(conf, [each.family for each in addresses.range_sets])
+    wanted = addresses.wanted(request.owner, read_resolv_conf(addresses.resolv_conf))
     with netns.opened(request.netns) as target:
         _refuse_own_netns(request, target)
         async with rt.locked(request.owner), rt.ipam(request, conf.ipam_type) as ipam:
             recorded = await _earlier_attachment(rt, request, target)
-            # A repeat that fails must not take back what an earlier request made, for the container may be using it:
-            # it goes back to that.
-            new, repeat = recorded is None, recorded is not None
-            async with Undo(active=new) as undo, Undo(active=repeat) as restore:
+            planned = await _planner(rt, conf, request, target, addresses)
+            # A repeat that fails takes nothing back, for the container may be using what an earlier request made.
+            async with Undo(active=recorded is None) as undo:
                 undo.push(partial(rt.on_host, rt.records.remove, request.owner))
                 if recorded is None:
-                    rt.records.write(await _plan(rt, conf, request, target, addresses, _NO_ADDRESSES))
-                else:
-                    restore.push(partial(rt.on_host, rt.records.write, recorded))
-                allocation = _NO_ADDRESSES
-                if ipam is not None:
-                    undo.push(partial(ipam.release, request.owner))
-                    allocation = await ipam.allocate(addresses.wanted(request.owner))
-                    _require_fitting(conf, [each.address.version for each in allocation.leases])
-                attachment = await _plan(rt, conf, request, target, addresses, allocation)
+                    rt.records.write(planned(None))
+                undo.push(partial(release, rt, request, conf.ipam_type, request.owner))
+                attachment = planned(await _allocate(rt, request, conf, ipam, wanted, recorded))
                 former = recorded.policies if recorded is not None else ()
-                rt.records.write(replace(attachment, policies=tuple(dict.fromkeys((*attachment.policies, *former)))))
-                bridge_mac = await rt.on_host(
+                earlier = recorded.changed if recorded is not None else ()
+                either = tuple(dict.fromkeys((*attachment.policies, *former)))
+                rt.records.write(replace(attachment, policies=either, changed=earlier))
+                made = await rt.on_host(
                     rt.datapath.attach,
                     attachment,
                     target,
+                    recorded.container.addresses if recorded is not None else (),
                     push_undo=lambda effect: undo.push(partial(rt.on_host, effect)),
                     gateways_of_others=partial(_gateways_of_others, rt, attachment),
                 )
                 undo.push(partial(change_rules, rt, attachment.policies, ()))
-                restore.push(partial(change_rules, rt, attachment.policies, former))
                 await change_rules(rt, former, attachment.policies)
-                rt.records.write(attachment)
-    return build_result(conf, attachment, allocation, bridge_mac, request.netns)
+                rt.records.write(replace(attachment, changed=earlier + made.changed))
+    return build_result(conf, attachment, made, request.netns)
 
 
 async def delete(rt: Runtime, request: Request) -> None:
@@ -99,7 +94,9 @@ async def check(rt: Runtime, request: Request) -> None:
         async with rt.locked(request.owner), rt.ipam(request, conf.ipam_type) as ipam:
             attachment = rt.records.read(request.owner)
             if attachment is None:
-                raise CheckFailed(f"{request.owner} is not attached: there is no record of it")
+                held = await ipam.held(request.owner) if ipam is not None else ()
+                code = Code.CHECK_FAILED if held else Code.UNKNOWN_CONTAINER
+                raise CniError(code, f"{request.owner} is not attached: there is no record of it")
             found = [] if attachment.netns.same_as(target.ref) else ["CNI_NETNS is another namespace than that of ADD"]
             if ipam is not None:
                 try:
@@ -119,12 +116,11 @@ async def collect(rt: Runtime, request: Request) -> None:
     for attachment in list(rt.records.all(network)):
         if attachment.owner not in keep:
             await failures.collect(_collect_one(rt, request, attachment))
+    await failures.collect(_collect_addresses(rt, request, keep))
     await failures.collect(rt.on_host(rt.datapath.collect, network, keep))
     for firewall in rt.firewalls.values():
-        if not await rt.on_host(firewall.unusable):
-            await failures.collect(rt.on_host(firewall.collect, network, keep))
-    await failures.collect(_collect_addresses(rt, request, keep))
-    rt.records.forget_unreadable(network, keep)  # what they named was found by its marks
+        await failures.collect(rt.on_host(firewall.collect, network, keep))
+    await failures.collect(rt.on_host(rt.records.forget_unreadable, network, keep))  # found by their marks
     failures.raise_any(f'GC of network "{network}"')
 
 
@@ -135,7 +131,7 @@ async def status(rt: Runtime, request: Request) -> None:
     rt.records.require_writable()
     async with rt.ipam(request, conf.ipam_type) as ipam:
         if ipam is not None:
-            await ipam.status(addresses.wanted(request.owner))
+            await ipam.status(addresses.wanted(request.owner, Dns()))
     ports = await rt.on_host(rt.datapath.count_ports, conf.bridge)
     if ports >= MAX_PORTS:
         raise CniError(Code.NOT_AVAILABLE, f"bridge {conf.bridge} is full: it has {ports} ports")
@@ -145,7 +141,11 @@ async def status(rt: Runtime, request: Request) -> None:
     for backend in needed:
         reason = await rt.on_host(rt.firewalls[backend].unusable)
         if reason:
-            raise CniError(Code.NOT_AVAILABLE, f"firewall {backend} does not work here: {reason}")
+            without = [each for each in rt.records.all(request.owner.network) if _rests_on(each, backend)]
+            code = Code.LIMITED_CONNECTIVITY if without else Code.NOT_AVAILABLE
+            raise CniError(
+                code, f"firewall {backend} does not work here: {reason}", "\n".join(str(each.owner) for each in without)
+            )
 
 
 OPERATIONS: Mapping[Command, Callable[[Runtime, Request], Awaitable[Result | None]]] = {
@@ -158,32 +158,49 @@ OPERATIONS: Mapping[Command, Callable[[Runtime, Request], Awaitable[Result | Non
 
 
 async def _earlier_attachment(rt: Runtime, request: Request, target: netns.Netns) -> Attachment | None:
-    """What an earlier ADD of this owner recorded for this namespace; of another namespace it is removed first."""
+    """What an earlier ADD of this owner attached, if this one asks for the same; anything else is removed first."""
     recorded = rt.records.read(request.owner)
-    if recorded is None or recorded.netns.same_as(target.ref):
+    if recorded is None:
+        return None
+    same = recorded.netns.same_as(target.ref) and recorded.request == request.digest
+    if same and recorded.allocation is not None:
         return recorded
-    log.info("%s comes back in another namespace without a DEL before", request.owner)
+    log.info("%s was attached otherwise, or not to the end: attaching it anew", request.owner)
     await tear_down(rt, recorded)
+    if recorded.ipam_type and not rt.find_ipam(request, recorded.ipam_type).own:
+        await release(rt, request, recorded.ipam_type, request.owner)  # our own gives the same address again
     return None
 
 
-async def _plan(
-    rt: Runtime,
-    conf: NetConf,
-    request: Request,
-    target: netns.Netns,
-    addresses: IpamConf,
-    allocation: Allocation,
-) -> Attachment:
-    masquerades = conf.ip_masq and conf.ip_masq_backend is None
-    return plan(
+async def _allocate(
+    rt: Runtime, request: Request, conf: NetConf, ipam: Ipam | None, wanted: Wanted, recorded: Attachment | None
+) -> Allocation:
+    """The addresses of the attachment; other plugins' IPAMs refuse a repeat, so what they gave is remembered."""
+    if ipam is None:
+        return Allocation(leases=())
+    if recorded is not None and recorded.allocation is not None and not rt.find_ipam(request, conf.ipam_type).own:
+        return recorded.allocation
+    allocation = await ipam.allocate(wanted)
+    _require_fitting(conf, [each.address.version for each in allocation.leases])
+    return allocation
+
+
+async def _planner(
+    rt: Runtime, conf: NetConf, request: Request, target: netns.Netns, addresses: IpamConf
+) -> Callable[[Allocation | None], Attachment]:
+    """The plan as a function of what IPAM answers, None as long as it has not."""
+    chooses = conf.ip_masq and conf.ip_masq_backend is None
+    backend = await rt.default_backend() if chooses else Backend.NFTABLES
+    uplink_mtu = 0 if conf.mtu else await rt.on_host(rt.datapath.uplink_mtu)
+    return partial(
+        plan,
         conf,
         request.owner,
         target.ref,
-        allocation,
+        request=request.digest,
         implied_gateways=addresses.implied_gateways,
-        backend=await rt.default_backend() if masquerades and allocation.leases else Backend.NFTABLES,
-        uplink_mtu=0 if conf.mtu else await rt.on_host(rt.datapath.uplink_mtu),
+        backend=backend,
+        uplink_mtu=uplink_mtu,
     )
 
 
@@ -192,6 +209,10 @@ def _address_conf(rt: Runtime, request: Request, conf: NetConf) -> IpamConf:
     if not conf.ipam_type or not rt.find_ipam(request, conf.ipam_type).own:
         return IpamConf()
     return parse_ipam(request, first_may_be_claimed=not conf.is_gateway)
+
+
+def _rests_on(attachment: Attachment, backend: Backend) -> bool:
+    return any(policy.backend == backend for policy in attachment.policies)
 
 
 def _gateways_of_others(rt: Runtime, attachment: Attachment) -> frozenset[Interface]:
@@ -216,8 +237,10 @@ async def _collect_one(rt: Runtime, request: Request, attachment: Attachment) ->
         current = rt.records.read(attachment.owner)
         if current is not None:
             log.info("collecting %s", attachment.owner)
-            await tear_down(rt, current)
-            await release(rt, request, current.ipam_type, current.owner)
+            failures = Failures()
+            await failures.collect(tear_down(rt, current))
+            await failures.collect(release(rt, request, current.ipam_type, current.owner))
+            failures.raise_any(f"removal of {current.owner}")
             rt.records.remove(current.owner)
 
 

@@ -77,18 +77,22 @@ def runtime(settings: Settings) -> Iterator[Runtime]:
     records = settings.run_dir / "attachments"
     for directory in (locks, records):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    datapath = Datapath(locks, patience=settings.patience)
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="kernel") as kernel_thread:
-        yield Runtime(
-            records=Records(records),
-            datapath=Datapath(locks),
-            firewalls={
-                Backend.NFTABLES: NftablesFirewall(),
-                Backend.IPTABLES: IptablesFirewall(patience=min(_XTABLES_PATIENCE, settings.patience)),
-            },
-            find_ipam=lambda request, ipam_type: find_ipam(settings, request, ipam_type),
-            locked=lambda owner: owner_locked(locks, owner, patience=settings.patience),
-            kernel_thread=kernel_thread,
-        )
+        try:
+            yield Runtime(
+                records=Records(records),
+                datapath=datapath,
+                firewalls={
+                    Backend.NFTABLES: NftablesFirewall(),
+                    Backend.IPTABLES: IptablesFirewall(patience=min(_XTABLES_PATIENCE, settings.patience)),
+                },
+                find_ipam=lambda request, ipam_type: find_ipam(settings, request, ipam_type),
+                locked=lambda owner: owner_locked(locks, owner, patience=settings.patience),
+                kernel_thread=kernel_thread,
+            )
+        finally:
+            kernel_thread.submit(datapath.close).result()
 
 
 def _own_executables() -> frozenset[Path]:

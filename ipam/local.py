@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from pathlib import Path
 
 from ipam.allocator import next_free, withheld
 from ipam.api import Address, Allocation, Interface, Lease, Owner, RangeSet, Wanted
 from ipam.errors import AddressNotOffered, LeaseMissing, PoolExhausted
 from ipam.store import Store, Transaction
-
-log = logging.getLogger(__name__)
 
 
 class LocalIpam:
@@ -39,7 +36,7 @@ class LocalIpam:
                 position: lease
                 for position, offer in enumerate(wanted.range_sets)
                 for lease in held
-                if offer.range_of(lease.address.ip) and requested.get(position, lease.address.ip) == lease.address.ip
+                if _still_fits(lease, offer) and requested.get(position, lease.address.ip) == lease.address.ip
             }
             for lease in held:
                 if lease not in keep.values():
@@ -110,10 +107,19 @@ def _assign(wanted: Wanted) -> dict[int, Address]:
     return assigned
 
 
+def _still_fits(lease: Lease, offer: RangeSet) -> bool:
+    """Whether the range set, as it is configured now, would give the lease as it is."""
+    each = offer.range_of(lease.address.ip)
+    if each is None or int(lease.address.ip) in withheld(each):
+        return False
+    return (lease.address.network, lease.gateway) == (each.subnet, each.gateway)
+
+
 async def _lease_one(txn: Transaction, owner: Owner, offer: RangeSet, requested: Address | None) -> Lease:
     for each in offer.ranges:
         await txn.record_range(owner.network, each)
     address = requested or await _search(txn, owner.network, offer)
+    await txn.delete_of_earlier_boots(owner.network, address)
     offered = offer.range_of(address)
     assert offered is not None, "an address comes from a range of its set"
     lease = await txn.insert(owner, address, offered)
@@ -123,23 +129,7 @@ async def _lease_one(txn: Transaction, owner: Owner, offer: RangeSet, requested:
 
 
 async def _search(txn: Transaction, network: str, offer: RangeSet) -> Address:
-    """The next free address of the set; `PoolExhausted` if there is none, those of earlier boots included."""
-    found = await _look(txn, network, offer)
-    if found is None and (stale := await txn.leases_of_earlier_boots(network)):
-        log.warning('network "%s" is full: freeing %d addresses of earlier boots', network, len(stale))
-        for lease in stale:
-            await txn.delete(lease)
-        found = await _look(txn, network, offer)
-    if found is None:
-        raise PoolExhausted(
-            f'no address is free in range set {offer} of network "{network}"; '
-            "widen the ranges or remove what no longer lives"
-        )
-    return found
-
-
-async def _look(txn: Transaction, network: str, offer: RangeSet) -> Address | None:
-    """The next free address of the set."""
+    """The next free address of the set, else one leased in an earlier boot; `PoolExhausted` if there is none."""
     search = next_free(offer, await txn.cursor(network, offer.ranges[0].first))
     try:
         look_at = next(search)
@@ -147,4 +137,11 @@ async def _look(txn: Transaction, network: str, offer: RangeSet) -> Address | No
             look_at = search.send(await txn.extent_at(network, look_at))
     except StopIteration as end:
         found: Address | None = end.value
-        return found
+    if found is None:
+        found = await txn.first_of_earlier_boots(network, offer)
+    if found is None:
+        raise PoolExhausted(
+            f'no address is free in range set {offer} of network "{network}"; '
+            "widen the ranges or remove what no longer lives"
+        )
+    return found

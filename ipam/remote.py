@@ -14,26 +14,14 @@ Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 class RemoteIpam:
-    """Asks the IPAM service that listens on `path`; `patience`: seconds for one request."""
+    """Asks the IPAM service that listens on `path`; `patience`: seconds for one request.
+
+    `ServiceUnavailable` says that nothing was handed over: no daemon is there, or it does not greet in time.
+    """
 
     def __init__(self, path: Path, *, patience: float) -> None:
         self._path = path
         self._patience = patience
-        self._greeted: Streams | None = None
-
-    async def greets(self) -> bool:
-        """Whether a daemon is there and ready; the next request, if it follows at once, goes to this very one."""
-        try:
-            self._greeted = await self._connect()
-        except ServiceUnavailable:
-            return False
-        return True
-
-    def close(self) -> None:
-        """Let go of a daemon that greeted and was not asked."""
-        if self._greeted is not None:
-            self._greeted[1].close()
-            self._greeted = None
 
     async def allocate(self, wanted: Wanted) -> Allocation:
         """See `Ipam.allocate`."""
@@ -62,8 +50,7 @@ class RemoteIpam:
 
     async def _ask(self, request: wire.Request) -> wire.Answer:
         frame = wire.pack(wire.render_request(request))
-        reader, writer = self._greeted or await self._connect()
-        self._greeted = None
+        reader, writer = await self._connect()
         try:
             async with asyncio.timeout(self._patience):
                 writer.write(frame)

@@ -23,7 +23,7 @@ import aiosqlite
 
 from ipam import files
 from ipam.allocator import Extent
-from ipam.api import Address, Lease, Owner, Range
+from ipam.api import Address, Lease, Owner, Range, RangeSet
 from ipam.boot import boot_id
 from ipam.errors import AddressTaken, IpamError, StoreBusy, StoreDamaged, StoreUnavailable
 
@@ -218,12 +218,25 @@ class Transaction:
             (boot_id(), *_key(owner), boot_id()),
         )
 
-    async def leases_of_earlier_boots(self, network: str) -> list[Lease]:
-        """Leases that no live container can have, for its namespace has gone with the boot."""
+    async def first_of_earlier_boots(self, network: str, offer: RangeSet) -> Address | None:
+        """The set's first address whose lease no live container can have, for its namespace has gone with the boot."""
+        for each in offer.ranges:
+            rows = await self._connection.execute_fetchall(
+                "SELECT address FROM leases WHERE network = ? AND address BETWEEN ? AND ? AND boot_id <> ? LIMIT 1",
+                (network, to_blob(each.first), to_blob(each.last), boot_id()),
+            )
+            for row in rows:
+                return from_blob(row[0])
+        return None
+
+    async def delete_of_earlier_boots(self, network: str, address: Address) -> None:
+        """End the address's lease if it is of an earlier boot."""
         rows = await self._connection.execute_fetchall(
-            f"SELECT {_LEASE} FROM leases WHERE network = ? AND boot_id <> ? ORDER BY address", (network, boot_id())
+            f"SELECT {_LEASE} FROM leases WHERE network = ? AND address = ? AND boot_id <> ?",
+            (network, to_blob(address), boot_id()),
         )
-        return [_lease(row) for row in rows]
+        for row in rows:
+            await self.delete(_lease(row))
 
     async def delete(self, lease: Lease) -> None:
         """End the lease."""

@@ -25,7 +25,6 @@ class Code(IntEnum):
     POOL_EXHAUSTED = 101
     ADDRESS_UNAVAILABLE = 102
     LINK_CONFLICT = 103
-    KERNEL_FEATURE_MISSING = 104
     KERNEL_REFUSED = 105
     FIREWALL_FAILED = 106
     IPAM_PLUGIN_FAILED = 107
@@ -64,11 +63,11 @@ class LinkConflict(CniError):
         super().__init__(Code.LINK_CONFLICT, msg, details)
 
 
-class KernelFeatureMissing(CniError):
-    """The kernel was built without something that the configuration asks for."""
+class UnsupportedField(CniError):
+    """The configuration asks for something that this host's kernel was built without."""
 
     def __init__(self, msg: str, details: str = "") -> None:
-        super().__init__(Code.KERNEL_FEATURE_MISSING, msg, details)
+        super().__init__(Code.UNSUPPORTED_FIELD, msg, details)
 
 
 class KernelRefused(CniError):
@@ -136,6 +135,7 @@ def as_unavailable(error: CniError) -> CniError:
 
 
 _FAULTS_OF_THE_REQUEST = (
+    Code.UNSUPPORTED_FIELD,
     Code.INCOMPATIBLE_VERSION,
     Code.INVALID_ENVIRONMENT,
     Code.DECODING_FAILURE,

@@ -36,6 +36,10 @@ class Fields:
         """Whether the key is there and not null."""
         return self._get(key) is not None
 
+    def without(self, key: str) -> dict[str, Any]:
+        """All values but that one."""
+        return {name: value for name, value in self._values.items() if name != key.lower()}
+
     def at(self, key: str) -> str:
         """The key's full path, for messages."""
         return f"{self.path}.{key}" if self.path else key

@@ -1,13 +1,12 @@
-"""The `ipam` section as the reference `host-local` reads it, and addresses requested by a runtime."""
+"""The `ipam` section as the reference `host-local` reads it, and addresses requested by a runtime. Pure."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from cni_bridge.cni.errors import InvalidConfig
 from cni_bridge.cni.fields import Fields, as_objects, parse_address, parse_interface
 from cni_bridge.cni.request import Request, blame_args
-from cni_bridge.cni.resolvconf import read_resolv_conf
 from cni_bridge.cni.result import parse_route
 from ipam.api import Address, Dns, Owner, Range, RangeSet, Route, Wanted
 from ipam.errors import BadRanges
@@ -22,13 +21,11 @@ class IpamConf:
     implied_gateways: frozenset[Address] = frozenset()  # not configured, only assumed to be the subnet's first host
     requested: tuple[Address, ...] = ()
     routes: tuple[Route, ...] = ()
-    dns: Dns = field(default_factory=Dns)
+    resolv_conf: str = ""
 
-    def wanted(self, owner: Owner) -> Wanted:
-        """What the owner asks of an `Ipam`."""
-        return Wanted(
-            owner=owner, range_sets=self.range_sets, requested=self.requested, routes=self.routes, dns=self.dns
-        )
+    def wanted(self, owner: Owner, dns: Dns) -> Wanted:
+        """What the owner asks of an `Ipam`; `dns` is what `resolv_conf` says."""
+        return Wanted(owner=owner, range_sets=self.range_sets, requested=self.requested, routes=self.routes, dns=dns)
 
 
 def parse_ipam(request: Request, *, first_may_be_claimed: bool = False) -> IpamConf:
@@ -55,7 +52,7 @@ def parse_ipam(request: Request, *, first_may_be_claimed: bool = False) -> IpamC
         ),
         requested=_requested(request),
         routes=tuple(parse_route(each) for each in section.objects("routes")),
-        dns=read_resolv_conf(section.string("resolvConf")) if section.string("resolvConf") else Dns(),
+        resolv_conf=section.string("resolvConf"),
     )
 
 

@@ -14,7 +14,7 @@ from cni_bridge.cni.versions import Version
 from ipam.api import Dns, Owner
 
 _LINK_NAME = re.compile(r"[!-~]{1,15}\Z")  # printable ASCII
-_NOT_IN_LINK_NAME = frozenset('/:%*"\\')  # the kernel's separators and patterns, nftables' wildcard and quote
+_NOT_IN_LINK_NAME = frozenset('/:%*+"\\')  # the kernel's separators and patterns, the firewalls' wildcards, a quote
 _MAC = re.compile(
     r"([\da-f]{2}(?P<separator>[:-])([\da-f]{2}(?P=separator)){4}[\da-f]{2}|[\da-f]{4}(\.[\da-f]{4}){2})\Z", re.I | re.A
 )
@@ -108,7 +108,7 @@ def parse_bridge_name(config: Fields) -> str:
     name = config.string("bridge") or "cni0"
     if not _LINK_NAME.match(name) or name in (".", "..") or _NOT_IN_LINK_NAME & set(name):
         raise InvalidConfig(
-            f'{config.at("bridge")} "{name}" is not a link name: 1 to 15 ASCII characters, none / : % * " \\ or space'
+            f'{config.at("bridge")} "{name}" is not a link name: 1 to 15 ASCII characters, none / : % * + " \\ or space'
         )
     return name
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from hashlib import sha256
 
 from cni_bridge.cni.errors import CniError, Code, DecodingFailure, InvalidConfig
 from cni_bridge.cni.fields import Fields, parse_object
@@ -52,6 +54,12 @@ class Request:
     config: Fields
     stdin: bytes
     environ: Mapping[str, str]
+
+    @property
+    def digest(self) -> str:
+        """What tells whether a repeated ADD asks for the same: the configuration but for `prevResult`, and the args."""
+        asked = (self.config.without("prevResult"), sorted(self.args.items()))
+        return sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
     @property
     def netns_may_be_own(self) -> bool:

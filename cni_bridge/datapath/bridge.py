@@ -6,13 +6,14 @@ import errno
 import fcntl
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cni_bridge.cni.errors import KernelFeatureMissing, KernelRefused, LinkConflict
+from cni_bridge.cni.errors import KernelRefused, LinkConflict, UnsupportedField
 from cni_bridge.datapath import sysctl
 from cni_bridge.datapath.netlink import Link, Netlink
+from cni_bridge.flock import acquire
 from cni_bridge.plan import BridgeSpec, GatewaySpec
 from ipam.api import Interface
 
@@ -21,33 +22,44 @@ _NO_MAC = "00:00:00:00:00:00"
 
 
 @contextmanager
-def bridges_locked(directory: Path, *, alone: bool) -> Iterator[None]:
+def bridges_locked(directory: Path, *, alone: bool, patience: float) -> Iterator[None]:
     """Hold the lock of all bridges, which is one on the directory: shared to attach, `alone` to take a bridge away."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        acquire(fd, fcntl.LOCK_EX if alone else fcntl.LOCK_SH, patience=patience, what=f"the lock on {directory}")
         yield
     finally:
         os.close(fd)
 
 
-def ensure_bridge(netlink: Netlink, spec: BridgeSpec, about_to_make: Callable[[], None]) -> Link:
-    """The bridge, up; `about_to_make` is called before it is made."""
+def ensure_bridge(netlink: Netlink, spec: BridgeSpec, changed: list[str]) -> Link:
+    """The bridge, up; what had to be changed is told in words, before it is."""
     link = netlink.link(spec.name)
     if link is None:
-        about_to_make()
+        changed.append(f"made bridge {spec.name}")
         link = _make_bridge(netlink, spec)
     if link.kind != "bridge":
         raise LinkConflict(f'bridge "{spec.name}" already exists but is not a bridge: it is a {link.kind or "device"}')
     if not link.up:
+        changed.append(f"brought {spec.name} up")
         netlink.set_link(link.index, state="up")
     if spec.promisc and not link.promisc:
-        netlink.set_promisc(link)
+        changed.append(f"set {spec.name} promiscuous")
+        netlink.set_promisc(link, on=True)
     if spec.mtu_configured and link.mtu < spec.mtu:
+        changed.append(f"raised the MTU of {spec.name} from {link.mtu} to {spec.mtu}")
         netlink.set_link(link.index, mtu=spec.mtu)
     if spec.vlan_filtering and not link.vlan_filtering:
         _turn_on_vlan_filtering(netlink, link)
     return link
+
+
+def restore_bridge(netlink: Netlink, before: Link) -> None:
+    """Undo `ensure_bridge` on a bridge that was there before."""
+    if before.kind != "bridge":
+        return
+    netlink.set_link(before.index, mtu=before.mtu, state="up" if before.up else "down")
+    netlink.set_promisc(before, on=before.promisc)
 
 
 def _make_bridge(netlink: Netlink, spec: BridgeSpec) -> Link:
@@ -70,19 +82,20 @@ def _turn_on_vlan_filtering(netlink: Netlink, link: Link) -> None:
         netlink.set_vlan_filtering(link)
     except KernelRefused as error:
         if error.errno == errno.EOPNOTSUPP:
-            raise KernelFeatureMissing(
-                f"this kernel has no bridge VLAN filtering (CONFIG_BRIDGE_VLAN_FILTERING), which vlan and vlanTrunk "
+            raise UnsupportedField(
+                "this kernel has no bridge VLAN filtering (CONFIG_BRIDGE_VLAN_FILTERING), which vlan and vlanTrunk "
                 f"need on bridge {link.name}"
             ) from None
         raise
 
 
-def missing_bridge(link: Link | None, spec: BridgeSpec) -> list[str]:
-    """What of the bridge differs, in words."""
+def missing_bridge(link: Link | None, spec: BridgeSpec, mac: str) -> list[str]:
+    """What of the bridge differs, in words; `mac` is what the result of ADD says, if it says."""
     if link is None or link.kind != "bridge":
         return [f"bridge {spec.name} is gone" if link is None else f"{spec.name} is a {link.kind}, not a bridge"]
     differences = {
         f"bridge {spec.name} is down": not link.up,
+        f"bridge {spec.name} has MAC address {link.mac}, not {mac}": mac not in ("", link.mac),
         f"bridge {spec.name} is not promiscuous": spec.promisc and not link.promisc,
         f"bridge {spec.name} has mtu {link.mtu}, below {spec.mtu}": spec.mtu_configured and link.mtu < spec.mtu,
         f"bridge {spec.name} has no VLAN filtering": spec.vlan_filtering and not link.vlan_filtering,
@@ -90,8 +103,10 @@ def missing_bridge(link: Link | None, spec: BridgeSpec) -> list[str]:
     return [words for words, differs in differences.items() if differs]
 
 
-def ensure_gateway(netlink: Netlink, link: Link, spec: GatewaySpec, about_to_add: Callable[[Interface], None]) -> Link:
-    """Give the link the gateway addresses; the link as it is afterwards.
+def ensure_gateway(
+    netlink: Netlink, link: Link, spec: GatewaySpec, added: list[Interface], replaced: list[Interface]
+) -> Link:
+    """Give the link the gateway addresses; the link as it is afterwards. What is done is told before it is.
 
     Another address conflicts if its subnet overlaps; it is refused, or removed with `force`. A link that gets an
     address has its MAC address pinned: an unpinned bridge takes the lowest of its ports', and neighbours lose it.
@@ -102,19 +117,20 @@ def ensure_gateway(netlink: Netlink, link: Link, spec: GatewaySpec, about_to_add
         return link
     for address in wanted:
         for other in present:
-            if other not in spec.addresses and _overlap(other, address):
+            if other not in spec.addresses and other not in replaced and _overlap(other, address):
                 if not spec.force:
                     raise LinkConflict(
                         f'"{link.name}" already has an IP address different from {address}: {other}',
                         "remove it, choose another subnet, or set forceAddress",
                     )
+                replaced.append(other)
                 netlink.delete_address(link.index, other)
     pinned = link.mac if link.mac != _NO_MAC else _random_mac()
     netlink.set_link(link.index, address=pinned)
     for address in wanted:
         if address.version == 6:
             sysctl.write_if_there(f"ipv6/conf/{link.name}/disable_ipv6", "0")
-        about_to_add(address)
+        added.append(address)
         netlink.add_address(link.index, address, dad=False)
     return netlink.link_at(link.index) or link
 

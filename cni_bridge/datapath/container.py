@@ -9,20 +9,22 @@ from cni_bridge.cni.result import Result
 from cni_bridge.datapath import sysctl
 from cni_bridge.datapath.netlink import Link, Netlink
 from cni_bridge.plan import ContainerSpec, NetnsRef
+from ipam.api import Interface
 
 _DAD_PATIENCE = 5.0  # seconds; the kernel takes one to two
 
 
-def configure_container(inside: Netlink, spec: ContainerSpec) -> None:
-    """Configure the interface; the calling thread is in the container's namespace."""
+def configure_container(inside: Netlink, spec: ContainerSpec, former: tuple[Interface, ...]) -> Link:
+    """Configure the interface, and give it as it is; the calling thread is in the container's namespace.
+
+    `former` are addresses that an earlier request of the same owner gave it. Those of anybody else stay.
+    """
     link = inside.link(spec.ifname)
     if link is None:
         raise KernelRefused(f"interface {spec.ifname} vanished from the container while it was set up")
     _set_sysctls(spec)
-    present = {each.address for each in inside.addresses(link.index)} if link.up else set()
-    for stale in present - set(spec.addresses):
-        if not stale.is_link_local:  # of an earlier request of the same owner
-            inside.delete_address(link.index, stale)
+    for stale in set(former) - set(spec.addresses):
+        inside.delete_address(link.index, stale)
     for address in spec.addresses:
         inside.add_address(link.index, address, dad=spec.dad)
     if spec.up:
@@ -31,6 +33,7 @@ def configure_container(inside: Netlink, spec: ContainerSpec) -> None:
         _wait_dad(inside, link, spec)
     for route in spec.routes:
         inside.append_route(link.index, route)
+    return link
 
 
 def missing_container(inside: Netlink, spec: ContainerSpec, expected: Result, netns: NetnsRef) -> list[str]:
@@ -59,14 +62,14 @@ def missing_container(inside: Netlink, spec: ContainerSpec, expected: Result, ne
         for each in expected.ips
         if each.interface in (None, position) and each.address not in present
     ]
-    if any(route.dst in {each.dst for each in expected.routes} for route in spec.routes):
-        destinations = {(each.dst, each.gw) for each in inside.routes(link.index)}
-        kept = {each.dst for each in expected.routes}
-        found += [
-            f"route to {each.dst}{f' via {each.gw}' if each.gw else ''} is missing on {spec.ifname}"
-            for each in spec.routes
-            if each.dst in kept and (each.dst, each.gw) not in destinations
-        ]
+    kept = {each.dst for each in expected.routes}
+    wanted = [each for each in spec.routes if each.dst in kept]
+    routes = {(each.dst, each.gw) for each in inside.routes(link.index)} if wanted else set()
+    found += [
+        f"route to {each.dst}{f' via {each.gw}' if each.gw else ''} is missing on {spec.ifname}"
+        for each in wanted
+        if (each.dst, each.gw) not in routes
+    ]
     return found
 
 

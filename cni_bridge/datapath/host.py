@@ -5,18 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
 
-from cni_bridge.cni.errors import InvalidNetns, KernelRefused
+from cni_bridge.cni.errors import InvalidNetns
 from cni_bridge.cni.result import Result
 from cni_bridge.datapath import bridge as bridges
 from cni_bridge.datapath import forwarding, netns, port, vlan
 from cni_bridge.datapath.announce import announce
 from cni_bridge.datapath.container import configure_container, missing_container
-from cni_bridge.datapath.netlink import Netlink
+from cni_bridge.datapath.netlink import Link, Netlink
 from cni_bridge.datapath.netns import Netns
-from cni_bridge.plan import Attachment, BridgeSpec, GatewaySpec
+from cni_bridge.plan import Attachment, GatewaySpec, Made
 from cni_bridge.tag import MARK, host_ifname, key_of_tag, network_tag, owner_key
 from ipam.api import Interface, Owner
 
@@ -31,11 +32,18 @@ PushUndo = Callable[[Callable[[], object]], None]
 
 
 class Datapath:
-    """Links, addresses, routes and forwarding; `lock_dir` is where bridges are locked."""
+    """Links, addresses, routes and forwarding; bridges are locked at `lock_dir`, within `patience` seconds."""
 
-    def __init__(self, lock_dir: Path) -> None:
+    def __init__(self, lock_dir: Path, *, patience: float) -> None:
         self._lock_dir = lock_dir
+        self._patience = patience
         self._netlink: Netlink | None = None
+
+    def close(self) -> None:
+        """Close the host's socket; in the thread that used it."""
+        if self._netlink is not None:
+            self._netlink.close()
+            self._netlink = None
 
     def uplink_mtu(self) -> int:
         """The MTU of the link that the default route leads over, in bytes; the kernel's default if there is none."""
@@ -46,65 +54,71 @@ class Datapath:
         self,
         attachment: Attachment,
         target: Netns,
+        former: tuple[Interface, ...],
         *,
         push_undo: PushUndo,
         gateways_of_others: Callable[[], frozenset[Interface]],
-    ) -> str:
-        """Make the attachment, and give the bridge's MAC address; each effect's undo is pushed before it.
+    ) -> Made:
+        """Make the attachment; each effect's undo is pushed before it.
 
-        `gateways_of_others` tells which addresses of the bridge have to stay when this attachment is undone.
+        `former` are the container's addresses by an earlier request of the same owner; `gateways_of_others` tells
+        which addresses of the bridge have to stay when this attachment is undone.
         """
-        host = self._host
-        made: list[Interface] = []
-        made_bridge: list[BridgeSpec] = []
-        push_undo(lambda: self._abandon(attachment, bool(made_bridge), made, gateways_of_others))
-        with bridges.bridges_locked(self._lock_dir, alone=False):
-            bridge = bridges.ensure_bridge(host, attachment.bridge, lambda: made_bridge.append(attachment.bridge))
+        host, gateway = self._host, attachment.gateway
+        effects = _HostEffects(before=host.link(attachment.bridge.name))
+        push_undo(lambda: self._abandon(attachment, effects, gateways_of_others))
+        with bridges.bridges_locked(self._lock_dir, alone=False, patience=self._patience):
+            bridge = bridges.ensure_bridge(host, attachment.bridge, effects.changed)
             push_undo(lambda: self._host.delete_link(attachment.port.name))
             with self._inside(target) as inside:
                 port.ensure_port(host, inside, bridge, attachment, target)
                 with netns.entered(target):
-                    configure_container(inside, attachment.container)
-            if attachment.gateway is not None:
-                gateway = attachment.gateway
-                link = vlan.gateway_link(
-                    host, bridge, gateway, lambda: push_undo(lambda: host.delete_link(gateway.link))
-                )
-                link = bridges.ensure_gateway(host, link, attachment.gateway, made.append)
-                bridge = link if link.index == bridge.index else bridge
-        if attachment.gateway is not None:
-            forwarding.ensure_forwarding(host, _families(attachment.gateway))
+                    container = configure_container(inside, attachment.container, former)
+            link = bridge
+            if gateway is not None:
+                link = vlan.gateway_link(host, bridge, gateway, effects.changed)
+                link = bridges.ensure_gateway(host, link, gateway, effects.added, effects.replaced)
+        if gateway is not None:
+            forwarding.ensure_forwarding(host, _families(gateway), effects.changed)
         if attachment.container.up:
             port.wait_carrier(host, attachment.port.name)
-            self._announce(attachment, target)
-        return bridge.mac
+            self._announce(attachment, container.mac, target)
+        return Made(
+            bridge_mac=link.mac if link.index == bridge.index else bridge.mac,
+            gateway_mac=link.mac,
+            container_mac=container.mac,
+            changed=effects.in_words(),
+        )
 
     def detach(self, attachment: Attachment) -> None:
         """Delete the veth pair; gone already is success."""
         self._host.delete_link(attachment.port.name)
 
-    def detach_unrecorded(self, owner: Owner, bridge: str, path: str) -> None:
+    def detach_unrecorded(self, owner: Owner, bridge: str, path: str) -> bool:
         """Delete what the owner may have without a record: its own veth, or the container's veth to the bridge.
 
         The latter is how attachments look that the reference plugin made before this one took its place; one that
-        carries another owner's mark is left alone, and so is everything in the host's own namespace.
+        carries another owner's mark is left alone, and so is everything in the host's own namespace. Whether there was
+        one of the owner's own.
         """
         host = self._host
-        if host.delete_link(host_ifname(owner)) or not path:
-            return
+        if host.delete_link(host_ifname(owner)):
+            return True
+        if not path:
+            return False
         with suppress(InvalidNetns), netns.opened(path) as target:
             if target.ref.same_as(netns.own()):
-                return
+                return False
             with self._inside(target) as inside:
                 link = inside.link(owner.ifname)
                 outer = host.link_at(link.peer) if link is not None and link.kind == "veth" else None
                 master = host.link(bridge)
                 if outer is None or master is None or outer.master != master.index or outer.alias.startswith(MARK):
-                    return
-                if not host.leads_to(outer, inside, target.fd, owner.ifname):
-                    return
-                log.info("deleting %s, which another plugin made for %s", outer.name, owner)
-                host.delete_link(outer.name)
+                    return False
+                if host.leads_to(outer, inside, target.fd, owner.ifname):
+                    log.info("deleting %s, which another plugin made for %s", outer.name, owner)
+                    host.delete_link(outer.name)
+        return False
 
     def missing(self, attachment: Attachment, expected: Result, target: Netns) -> list[str]:
         """What differs from the attachment, in words; `expected` is the result that the runtime holds."""
@@ -112,7 +126,7 @@ class Datapath:
         bridge = host.link(attachment.bridge.name)
         with self._inside(target) as inside:
             found = [
-                *bridges.missing_bridge(bridge, attachment.bridge),
+                *bridges.missing_bridge(bridge, attachment.bridge, _bridge_mac(expected, attachment.bridge.name)),
                 *port.missing_port(host, inside, attachment, target),
                 *missing_container(inside, attachment.container, expected, target.ref),
             ]
@@ -153,33 +167,60 @@ class Datapath:
         finally:
             inside.close()
 
-    def _announce(self, attachment: Attachment, target: Netns) -> None:
+    def _announce(self, attachment: Attachment, mac: str, target: Netns) -> None:
         container = attachment.container
         with netns.entered(target):
             try:
-                announce(container.ifname, container.mac, (each.ip for each in container.addresses))
+                announce(container.ifname, mac, (each.ip for each in container.addresses))
             except OSError as error:  # neighbours then learn the address when it is first used
                 log.warning("cannot announce the addresses of %s: %s", attachment.owner, error.strerror)
 
     def _abandon(
         self,
         attachment: Attachment,
-        made_bridge: bool,
-        made: list[Interface],
+        effects: _HostEffects,
         gateways_of_others: Callable[[], frozenset[Interface]],
     ) -> None:
-        """Take back the bridge and the gateway addresses that a failed ADD made, but for what others use by now."""
-        if not (made_bridge or made):
+        """Take back what a failed ADD did to the bridge, but for what others use by now."""
+        if not effects.in_words():
             return
-        with bridges.bridges_locked(self._lock_dir, alone=True):
-            if made_bridge and not bridges.count_ports(self._host, attachment.bridge.name):
-                self._host.delete_link(attachment.bridge.name)
-                return
-            link = self._host.link(attachment.gateway.link) if attachment.gateway is not None else None
+        host, name = self._host, attachment.bridge.name
+        with bridges.bridges_locked(self._lock_dir, alone=True, patience=self._patience):
+            kept = gateways_of_others()
+            link = host.link(attachment.gateway.link) if attachment.gateway is not None else None
             if link is not None:
-                for address in set(made) - gateways_of_others():
-                    with suppress(KernelRefused):  # gone already
-                        self._host.delete_address(link.index, address)
+                for address in set(effects.added) - kept:
+                    host.delete_address(link.index, address)
+                for address in effects.replaced:
+                    host.add_address(link.index, address, dad=False)
+                if link.name != name and not kept and f"made {link.name}" in effects.changed:
+                    host.delete_link(link.name)
+            if bridges.count_ports(host, name):
+                return
+            if effects.before is None:
+                host.delete_link(name)
+            else:
+                bridges.restore_bridge(host, effects.before)
+
+
+@dataclass(slots=True, kw_only=True)
+class _HostEffects:
+    """What one ADD does to the host beside its own links, told before it is done."""
+
+    before: Link | None  # the bridge
+    changed: list[str] = field(default_factory=list)
+    added: list[Interface] = field(default_factory=list)
+    replaced: list[Interface] = field(default_factory=list)
+
+    def in_words(self) -> tuple[str, ...]:
+        """All of it."""
+        replaced = (f"removed address {each}" for each in self.replaced)
+        return (*self.changed, *replaced, *(f"added address {each}" for each in self.added))
+
+
+def _bridge_mac(expected: Result, name: str) -> str:
+    """The MAC address that a result gives the bridge."""
+    return next((each.mac.lower() for each in expected.interfaces if each.name == name and not each.sandbox), "")
 
 
 def _families(gateway: GatewaySpec) -> list[int]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_interface, ip_network
+from pathlib import Path
 from typing import Any
 
 from pyroute2 import IPRoute
@@ -49,6 +50,7 @@ class Link:
     peer: int  # IFLA_LINK: the index of a veth's other end, in that end's namespace
     peer_nsid: int  # IFLA_LINK_NETNSID: the number that this namespace has for that one; NO_NSID for itself
     vlan_filtering: bool
+    default_vlan: int  # IFLA_BR_VLAN_DEFAULT_PVID: the VLAN that a new port of this bridge is in
     port_state: int
     hairpin: bool
     isolated: bool
@@ -68,6 +70,7 @@ class Netlink:
 
     def __init__(self) -> None:
         self._ip = IPRoute()
+        self._namespace = Path("/proc/thread-self/ns/net").stat()
 
     def close(self) -> None:
         """Close the socket."""
@@ -95,6 +98,8 @@ class Netlink:
         peer = inside.link(ifname)
         if link.kind != "veth" or peer is None or (link.peer, peer.peer) != (peer.index, link.index):
             return False
+        if link.peer_nsid == NO_NSID:  # the other end is in this namespace
+            return os.path.samestat(os.fstat(fd), self._namespace)
         return link.peer_nsid == self.nsid(fd)
 
     def links(self) -> list[Link]:
@@ -112,14 +117,20 @@ class Netlink:
     ) -> None:
         """Make a veth pair in one message: this end a port of the bridge, up, the peer where it belongs.
 
-        `peer_netns` is a descriptor of the peer's namespace, None for this one.
+        `peer_netns` is a descriptor of the peer's namespace, None for this one. The kernel chooses a MAC that is empty.
         """
-        inside = {"ifname": peer, "address": peer_mac, **_given(mtu=mtu)}
+        inside = {"ifname": peer, **_given(address=peer_mac, mtu=mtu)}
         if peer_netns is not None:
             inside["net_ns_fd"] = peer_netns
         with _refusals(f"make veth {name} with peer {peer}"):
             self._ip.link(
-                "add", ifname=name, kind="veth", address=mac, master=master, state="up", peer=inside, **_given(mtu=mtu)
+                "add",
+                ifname=name,
+                kind="veth",
+                master=master,
+                state="up",
+                peer=inside,
+                **_given(address=mac, mtu=mtu),
             )
 
     def set_alias(self, name: str, alias: str) -> None:
@@ -132,10 +143,10 @@ class Netlink:
         with _refusals(f"change link {index} to {changes}"):
             self._ip.link("set", index=index, **changes)
 
-    def set_promisc(self, link: Link) -> None:
-        """Put the link into promiscuous mode."""
-        with _refusals(f"set {link.name} promiscuous"):
-            self._ip.link("set", index=link.index, flags=IFF_PROMISC, mask=IFF_PROMISC)
+    def set_promisc(self, link: Link, *, on: bool) -> None:
+        """Put the link into promiscuous mode, or out of it."""
+        with _refusals(f"set promiscuous mode of {link.name}"):
+            self._ip.link("set", index=link.index, flags=IFF_PROMISC if on else 0, mask=IFF_PROMISC)
 
     def set_vlan_filtering(self, link: Link) -> None:
         """Turn the bridge's VLAN filtering on."""
@@ -190,9 +201,13 @@ class Netlink:
         )
 
     def delete_address(self, index: int, address: Interface) -> None:
-        """Remove the address."""
-        with _refusals(f"remove address {address} from link {index}"):
-            self._ip.addr("del", index=index, address=str(address.ip), prefixlen=address.network.prefixlen)
+        """Remove the address; removed already is success."""
+        try:
+            with _refusals(f"remove address {address} from link {index}"):
+                self._ip.addr("del", index=index, address=str(address.ip), prefixlen=address.network.prefixlen)
+        except KernelRefused as error:
+            if error.errno != errno.EADDRNOTAVAIL:
+                raise
 
     def append_route(self, index: int, route: Route) -> bool:
         """Add the route over the link, beside others to the same destination; False if it is there already."""
@@ -271,8 +286,8 @@ def _refusals(purpose: str) -> Iterator[None]:
         raise KernelRefused(f"the kernel refused to {purpose}: {reason}", errno=error.code) from None
 
 
-def _given(**values: int) -> dict[str, int]:
-    """The values that are not 0."""
+def _given(**values: int | str) -> dict[str, int | str]:
+    """The values that are neither 0 nor empty."""
     return {key: value for key, value in values.items() if value}
 
 
@@ -297,6 +312,7 @@ def _link(message: Any) -> Link:
         peer=message.get("IFLA_LINK") or 0,
         peer_nsid=nsid if (nsid := message.get("IFLA_LINK_NETNSID")) is not None else NO_NSID,
         vlan_filtering=kind == "bridge" and bool(bridge.get("IFLA_BR_VLAN_FILTERING")),
+        default_vlan=(bridge.get("IFLA_BR_VLAN_DEFAULT_PVID") or 1) if kind == "bridge" else 0,
         port_state=_port(port, "IFLA_BRPORT_STATE"),
         hairpin=bool(_port(port, "IFLA_BRPORT_MODE")),
         isolated=bool(_port(port, "IFLA_BRPORT_ISOLATED")),

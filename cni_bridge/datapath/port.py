@@ -5,31 +5,30 @@ from __future__ import annotations
 import errno
 import time
 
-from cni_bridge.cni.errors import KernelFeatureMissing, KernelRefused, LinkConflict
+from cni_bridge.cni.errors import KernelRefused, LinkConflict, UnsupportedField
 from cni_bridge.datapath import sysctl
 from cni_bridge.datapath.bridge import MAX_PORTS
 from cni_bridge.datapath.netlink import BR_STATE_DISABLED, Link, Netlink
 from cni_bridge.datapath.netns import Netns
 from cni_bridge.plan import Attachment, PortSpec
 
+_NATIVE_VLAN = 1  # of a trunk without an access VLAN, as with the reference
 _READY_PATIENCE = 3.0  # seconds; carrier of a veth comes through the kernel's link watch, within a millisecond or so
-_DEFAULT_VLAN = 1
 
 
 def ensure_port(host: Netlink, inside: Netlink, bridge: Link, attachment: Attachment, netns: Netns) -> None:
     """Make the veth pair, or adopt the one that an earlier request of the same owner made."""
     spec, container = attachment.port, attachment.container
     link = host.link(spec.name)
-    if link is not None and not host.leads_to(link, inside, netns.fd, container.ifname):
-        host.delete_link(spec.name)  # of an earlier namespace of this container
-        link = None
-    if link is None:
+    if link is None or not host.leads_to(link, inside, netns.fd, container.ifname):
         taken = inside.link(container.ifname)
         if taken is not None:
             raise LinkConflict(
                 f'interface "{container.ifname}" already exists in {netns.ref.path}: it is a {taken.kind or "device"}',
                 f"CNI_IFNAME is {container.ifname}",
             )
+        if link is not None:
+            host.delete_link(spec.name)  # its other end is in an earlier namespace of this container, or renamed
         _make(host, bridge, attachment, netns)
         sysctl.write_if_there(f"ipv6/conf/{spec.name}/accept_ra", "0")
         host.set_alias(spec.name, spec.alias)
@@ -41,7 +40,7 @@ def ensure_port(host: Netlink, inside: Netlink, bridge: Link, attachment: Attach
         host.set_link(link.index, state="up", **changes)
     if (link.hairpin, link.isolated) != (spec.hairpin, spec.isolated):
         host.set_port(link.index, hairpin=spec.hairpin, isolated=spec.isolated)
-    _ensure_vlans(host, link, spec)
+    _ensure_vlans(host, bridge, link, spec)
 
 
 def wait_carrier(host: Netlink, name: str) -> None:
@@ -66,6 +65,8 @@ def missing_port(host: Netlink, inside: Netlink, attachment: Attachment, netns: 
             link, inside, netns.fd, ifname
         ),
         f"veth {spec.name} is down": not link.up,
+        f"veth {spec.name} has MAC address {link.mac}, not {spec.mac}": link.mac != spec.mac,
+        f"veth {spec.name} has lost its alias, {spec.alias}": link.alias != spec.alias,
         f"veth {spec.name} is no port of bridge {bridge.name}": master is None or link.master != master.index,
         f"veth {spec.name} has mtu {link.mtu}, not {spec.mtu}": spec.mtu not in (0, link.mtu),
         f"veth {spec.name} has hairpin mode {'on' if link.hairpin else 'off'}": link.hairpin != spec.hairpin,
@@ -101,20 +102,20 @@ def _present(host: Netlink, name: str) -> Link:
     return link
 
 
-def _ensure_vlans(host: Netlink, link: Link, spec: PortSpec) -> None:
+def _ensure_vlans(host: Netlink, bridge: Link, link: Link, spec: PortSpec) -> None:
     """Set the VLANs of the port: the access VLAN untagged, the trunk tagged, 1 native where only a trunk is set."""
     if not spec.vlan and not spec.vlan_trunk:
         return
     try:
         if not spec.preserve_default_vlan:
-            host.delete_vlan(link.index, _DEFAULT_VLAN)
-        host.add_vlan(link.index, spec.vlan or _DEFAULT_VLAN, native=True)
+            host.delete_vlan(link.index, bridge.default_vlan)
+        host.add_vlan(link.index, spec.vlan or _NATIVE_VLAN, native=True)
         for vlan in spec.vlan_trunk:
             if vlan != spec.vlan:
                 host.add_vlan(link.index, vlan, native=False)
     except KernelRefused as error:
         if error.errno == errno.EOPNOTSUPP:
-            raise KernelFeatureMissing(
+            raise UnsupportedField(
                 "this kernel has no bridge VLAN filtering (CONFIG_BRIDGE_VLAN_FILTERING), which vlan and vlanTrunk need"
             ) from None
         raise

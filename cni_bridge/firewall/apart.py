@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Callable
+
+_PATIENCE = 10  # seconds; a transaction takes milliseconds
 
 
 class ChildFailed(Exception):
@@ -30,7 +33,9 @@ def run_apart(function: Callable[[], list[str]]) -> list[str]:
 
 
 def _answer(function: Callable[[], list[str]], writing: int) -> None:
-    """Send the outcome and end, without what the parent would do at its end."""
+    """Send the outcome and end, without what the parent would do at its end; the kernel ends it if it hangs."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(_PATIENCE)
     try:
         try:
             answer = (function(), "")

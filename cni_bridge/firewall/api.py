@@ -9,7 +9,7 @@ from ipam.api import Owner
 
 
 class Firewall(Protocol):
-    """One backend. Every call is one transaction; failures are `FirewallFailed`."""
+    """One backend; each change is made as a whole, and failures are `FirewallFailed`."""
 
     def apply(self, policy: Policy) -> None:
         """Make the policy hold; a repeat changes nothing, and what a former owner of the address left does no harm."""
@@ -22,6 +22,9 @@ class Firewall(Protocol):
 
     def collect(self, network: str, keep: frozenset[Owner]) -> None:
         """Remove the rules of owners in this network that are not in `keep`."""
+
+    def forget(self, owner: Owner) -> None:
+        """Remove the owner's rules, found by their marks: for when nothing tells what they are."""
 
     def unusable(self) -> str:
         """Why this backend cannot work on this host; empty if it can."""

@@ -11,11 +11,13 @@ process when it is displeased. So each family's transaction runs in a forked chi
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from cni_bridge.cni.errors import FirewallFailed
+from cni_bridge.cni.errors import CniError, Code, FirewallFailed
 from cni_bridge.firewall.apart import ChildFailed, run_apart
 from cni_bridge.firewall.xtables_lock import xtables_lock
 from cni_bridge.policy import Masquerade, Policy
@@ -26,6 +28,8 @@ _CHAIN = "CNI-BRIDGE"
 _HOOK = "POSTROUTING"
 _MULTICAST = {4: "224.0.0.0/4", 6: "ff00::/8"}
 _FAMILIES = (4, 6)
+# The tables that this network namespace has loaded; reading them loads none.
+_TABLE_NAMES = {4: Path("/proc/thread-self/net/ip_tables_names"), 6: Path("/proc/thread-self/net/ip6_tables_names")}
 
 
 class IptablesFirewall:
@@ -33,6 +37,7 @@ class IptablesFirewall:
 
     def __init__(self, *, patience: float) -> None:
         self._patience = patience
+        self._last_timeout = float("-inf")
 
     def apply(self, policy: Policy) -> None:
         """See `Firewall.apply`."""
@@ -48,17 +53,36 @@ class IptablesFirewall:
 
     def collect(self, network: str, keep: frozenset[Owner]) -> None:
         """See `Firewall.collect`."""
-        for family in _FAMILIES:
-            self._run(partial(_collect, family, network, keep), f'collect in network "{network}"')
+        prefix, kept = network_tag(network), {owner_key(each) for each in keep}
+        self._sweep(lambda key: key.startswith(prefix) and key not in kept)
+
+    def forget(self, owner: Owner) -> None:
+        """See `Firewall.forget`."""
+        own = owner_key(owner)
+        self._sweep(lambda key: key == own)
 
     def unusable(self) -> str:
         """See `Firewall.unusable`."""
         try:
             for family in _FAMILIES:
                 self._run(partial(_probe, family), "read the nat table")
-        except FirewallFailed as error:
-            return str(error)
+        except CniError as error:
+            return error.msg
         return ""
+
+    def _sweep(self, stale: Callable[[str], bool]) -> None:
+        """Remove the rules by whose owner's key they are stale, without loading iptables where nobody uses it."""
+        for family, tables in _TABLE_NAMES.items():
+            if tables.exists() and "nat" in tables.read_text().split() and self._find_stale(family, stale):
+                self._run(partial(_remove_stale, family, stale), "remove stale rules")
+
+    def _find_stale(self, family: int, stale: Callable[[str], bool]) -> bool:
+        """Whether there is a stale rule; to look needs no lock, so nobody who holds it is waited for in vain."""
+        _load()
+        try:
+            return bool(run_apart(partial(_stale_tags, family, stale)))
+        except ChildFailed as error:
+            raise FirewallFailed(f"iptables: cannot look for stale rules: {error}") from None
 
     def _each_family(self, policy: Policy, transaction: Callable[[int, Policy], list[str]], purpose: str) -> list[str]:
         families = sorted({each.address.version for each in policy.masquerade})
@@ -67,11 +91,17 @@ class IptablesFirewall:
     def _run(self, transaction: Callable[[], list[str]], purpose: str) -> list[str]:
         """Run one family's transaction in a child, under the lock."""
         _load()  # here, so that the children need not: it takes 300 ms
-        with xtables_lock(self._patience):
-            try:
+        # Who has just waited for the lock in vain does not wait again: the request has other work to do.
+        waited_lately = time.monotonic() < self._last_timeout + self._patience
+        try:
+            with xtables_lock(0 if waited_lately else self._patience):
                 return run_apart(transaction)
-            except ChildFailed as error:
-                raise FirewallFailed(f"iptables: cannot {purpose}: {error}") from None
+        except ChildFailed as error:
+            raise FirewallFailed(f"iptables: cannot {purpose}: {error}") from None
+        except CniError as error:
+            if error.code == Code.TRY_AGAIN_LATER:
+                self._last_timeout = time.monotonic()
+            raise
 
 
 def _load() -> Any:
@@ -133,14 +163,18 @@ def _missing(family: int, policy: Policy) -> list[str]:
     ]
 
 
-def _collect(family: int, network: str, keep: frozenset[Owner]) -> list[str]:
-    prefix, kept = network_tag(network), {owner_key(each) for each in keep}
+def _stale_tags(family: int, stale: Callable[[str], bool]) -> list[str]:
+    table = _table(family)
+    rules = _load().Chain(table, _CHAIN).rules if table.is_chain(_CHAIN) else ()
+    return [tag for tag in map(_tag, rules) if stale(key_of_tag(tag))]
+
+
+def _remove_stale(family: int, stale: Callable[[str], bool]) -> list[str]:
     table = _table(family)
     if table.is_chain(_CHAIN):
         chain = _load().Chain(table, _CHAIN)
         for rule in list(chain.rules):
-            tag = _tag(rule)
-            if tag.startswith(prefix) and key_of_tag(tag) not in kept:
+            if stale(key_of_tag(_tag(rule))):
                 chain.delete_rule(rule)
         table.commit()
     return []

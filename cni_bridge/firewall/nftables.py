@@ -10,7 +10,7 @@ next attachment.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from cni_bridge.cni.errors import FirewallFailed
@@ -117,17 +117,12 @@ class NftablesFirewall:
     def collect(self, network: str, keep: frozenset[Owner]) -> None:
         """See `Firewall.collect`."""
         prefix, kept = network_tag(network), {owner_key(each) for each in keep}
-        for table, names in _SETS.items():
-            for name, link_position in names.items():
-                stale = [
-                    element
-                    for element, comment in _listed(self._list(f"set {table} {name}"), link_position)
-                    if comment.startswith(prefix) and key_of_tag(comment) not in kept
-                ]
-                if stale:
-                    self._run(
-                        f"delete element {table} {name} {{ {', '.join(stale)} }}", f'collect in network "{network}"'
-                    )
+        self._sweep(lambda key: key.startswith(prefix) and key not in kept)
+
+    def forget(self, owner: Owner) -> None:
+        """See `Firewall.forget`."""
+        own = owner_key(owner)
+        self._sweep(lambda key: key == own)
 
     def unusable(self) -> str:
         """See `Firewall.unusable`."""
@@ -136,6 +131,20 @@ class NftablesFirewall:
         except (FirewallFailed, NftError) as error:
             return str(error)
         return ""
+
+    def _sweep(self, stale: Callable[[str], bool]) -> None:
+        """Remove the elements by whose owner's key they are stale; where nftables does not work there are none."""
+        if self.unusable():
+            return
+        for table, names in _SETS.items():
+            for name, link_position in names.items():
+                elements = [
+                    element
+                    for element, comment in _listed(self._list(f"set {table} {name}"), link_position)
+                    if stale(key_of_tag(comment))
+                ]
+                if elements:
+                    self._run(f"delete element {table} {name} {{ {', '.join(elements)} }}", "remove stale rules")
 
     def _evict_former_owners(self, policy: Policy) -> None:
         """Remove what another owner left for an address of this policy: it may name other links than this one's."""

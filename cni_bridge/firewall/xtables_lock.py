@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from cni_bridge.cni.errors import CniError, Code
-
-_POLL = 0.01  # seconds
+from cni_bridge.flock import acquire
 
 
 @contextmanager
@@ -20,17 +17,7 @@ def xtables_lock(patience: float) -> Iterator[None]:
     path = os.environ.get("XTABLES_LOCKFILE", "/run/xtables.lock")
     fd = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        deadline = time.monotonic() + patience
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise CniError(
-                        Code.TRY_AGAIN_LATER, f"{path} was held by another program for {patience:g} s; try again"
-                    ) from None
-                time.sleep(_POLL)
+        acquire(fd, fcntl.LOCK_EX, patience=patience, what=path)
         yield
     finally:
         os.close(fd)

@@ -22,6 +22,18 @@ from ipam.codec import Json, encode
 from tests.support.host import Host
 
 CALL = Path(__file__).parents[1] / "support" / "firewall_call.py"
+FORGET = """
+import json, sys
+from cni_bridge.firewall.iptables import IptablesFirewall
+from cni_bridge.firewall.nftables import NftablesFirewall
+from ipam.api import Owner
+from ipam.codec import decode
+
+backend, *owners = json.load(sys.stdin)
+firewall = NftablesFirewall() if backend == "nftables" else IptablesFirewall(patience=10)
+for each in owners:
+    firewall.forget(decode(Owner, each))
+"""
 
 
 class FirewallOf:
@@ -59,6 +71,10 @@ class FirewallOf:
 
     def collect(self, network: str, *keep: Owner) -> None:
         assert self._call(["collect", [network, [encode(each) for each in keep]]]) == [None]
+
+    def forget(self, *owners: Owner) -> None:
+        asked = json.dumps([self.backend, *map(encode, owners)])
+        self.host.run(sys.executable, "-c", FORGET, stdin=asked.encode())
 
     def failure_to_apply(self, policy: Policy, *, patience: float) -> Json:
         [failure] = self._call(["apply", encode(policy)], patience=patience)
@@ -230,6 +246,57 @@ def test_collect_removes_what_is_not_kept_in_this_network(firewall: FirewallOf) 
     assert firewall.held() == []
 
 
+def test_forget_removes_one_owners_and_nobody_elses(firewall: FirewallOf) -> None:
+    gone = firewall.policy("a", *DUAL_STACK, links=("cni0", "dotted.100"))
+    others = [
+        firewall.policy("b", "10.88.0.3", "fd00:88::3"),
+        firewall.policy("aa", "10.88.0.4"),
+        firewall.policy("a", "10.99.0.2", "fd00:99::2", network="net2"),
+        replace(firewall.policy("a", "10.88.0.5"), owner=replace(gone.owner, ifname="eth1")),
+    ]
+    firewall.apply(*others)
+    before = firewall.everything()
+    firewall.apply(gone)
+    firewall.forget(gone.owner, gone.owner)
+    assert firewall.held_by(gone) == []
+    assert firewall.everything() == before
+    firewall.forget(*(each.owner for each in others))
+    assert firewall.held() == []
+
+
+def test_forget_takes_what_an_earlier_configuration_made(firewall: FirewallOf) -> None:
+    former, present = firewall.policy("a", "10.88.0.9", links=("lan0",)), firewall.policy("a", *DUAL_STACK)
+    firewall.apply(former, present)
+    firewall.forget(present.owner)
+    assert firewall.held() == []
+
+
+def test_forget_where_nothing_is_there_changes_nothing(firewall: FirewallOf) -> None:
+    owner = firewall.policy("a").owner
+    untouched = firewall.everything()
+    firewall.forget(owner)
+    assert firewall.everything() == untouched
+    firewall.apply(firewall.policy("b", "10.88.0.3"))
+    before = firewall.everything()
+    firewall.forget(owner)
+    assert firewall.everything() == before
+
+
+def test_forget_leaves_an_address_that_another_owner_has_by_now(firewall: FirewallOf) -> None:
+    former, present = firewall.policy("former", *DUAL_STACK), firewall.policy("present", *DUAL_STACK)
+    firewall.apply(former, present)
+    firewall.forget(former.owner)
+    assert firewall.missing(present) == []
+    assert firewall.held_by(former) == []
+
+
+@pytest.mark.parametrize("method", ["collect", "forget"])
+def test_a_sweep_loads_no_iptables_table(iptables: FirewallOf, method: str) -> None:
+    owner = iptables.policy("a").owner
+    iptables.collect("net1") if method == "collect" else iptables.forget(owner)
+    assert iptables.host.shell("cat /proc/net/ip_tables_names /proc/net/ip6_tables_names", check=False) == ""
+
+
 def test_an_address_that_changes_hands_belongs_to_its_new_owner(firewall: FirewallOf) -> None:
     former, present = firewall.policy("former", *DUAL_STACK), firewall.policy("present", *DUAL_STACK)
     firewall.apply(former)
@@ -263,6 +330,20 @@ def test_what_a_former_owner_left_does_no_harm(firewall: FirewallOf) -> None:
     assert host.whoami("10.88.1.2", 7000, "a") == "10.88.1.1"
     firewall.apply(firewall.policy("latest", "10.88.0.2", links=("lan1",)))
     assert host.whoami("10.88.1.2", 7000, "a") == "10.88.0.2"
+
+
+def test_forget_takes_the_mac_check(nftables: FirewallOf) -> None:
+    checks = {name: SpoofCheck(port=f"port{name}", mac=f"02:00:00:00:00:0{name}") for name in "ab"}
+    first, second = (nftables.policy(name, spoof_check=check) for name, check in checks.items())
+    nftables.apply(second)
+    before = nftables.everything()
+    nftables.apply(first)
+    assert nftables.everything() != before
+    nftables.forget(first.owner)
+    assert nftables.held_by(first) == []
+    assert nftables.missing(second) == []
+    nftables.forget(second.owner)
+    assert nftables.held() == []
 
 
 def test_several_local_links_and_the_longest_names(firewall: FirewallOf) -> None:

@@ -146,6 +146,7 @@ def test_wrong_type_names_the_key(host: Host, keys: Json, path: str) -> None:
         ({"bridge": "../../etc"}, ["bridge", "../../etc"]),
         ({"bridge": "sixteen-letters-"}, ["bridge", "sixteen-letters-"]),
         ({"bridge": "br*"}, ["bridge", "br*"]),
+        ({"bridge": "br+"}, ["bridge", "br+"]),
         ({"bridge": 'br"0'}, ["bridge", 'br"0']),
         ({"bridge": 'b"}; flush'}, ["bridge", "flush"]),
         ({"bridge": "br%d"}, ["bridge", "br%d"]),
@@ -192,6 +193,10 @@ def test_value_that_cannot_be_used_is_named_with_its_key(host: Host, keys: Json,
 
 def test_ipam_plugin_that_is_not_there(host: Host) -> None:
     refused(host, bridge_conf(ipam={"type": "nonesuch"}), 107, "nonesuch", "CNI_PATH")
+
+
+def test_ipam_type_too_long_for_a_file(host: Host) -> None:
+    refused(host, bridge_conf(ipam={"type": "x" * 300}), 107, "x" * 300)
 
 
 def test_unknown_version(host: Host) -> None:

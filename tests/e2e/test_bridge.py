@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from tests.conftest import serve_ipam
 from tests.support import attaching
 from tests.support.attaching import attach, detach, host_veth, unchanged
 from tests.support.confs import DUAL_STACK, IPV4, add_outside, bridge_conf, with_result
-from tests.support.host import Host, Json
+from tests.support.host import BIN, REFERENCE, Host, Json
 
 SCRIPTS = Path(attaching.__file__).parent
 IPV6 = {"type": "cni-ipam", "subnet": "fd00:88::/64", "routes": [{"dst": "::/0"}]}
@@ -29,6 +31,15 @@ def wait_until(condition: Callable[[], object], what: str) -> None:
     while not condition():
         assert time.monotonic() < deadline, what
         time.sleep(0.02)
+
+
+def hold_lock(host: Host, path: str) -> subprocess.Popen[bytes]:
+    """A process that holds the lock on this file or directory."""
+    script = "echo held; exec sleep infinity"
+    holder: subprocess.Popen[bytes] = host.start("flock", "--no-fork", path, "sh", "-c", script, stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"held\n"
+    return holder
 
 
 def port_flags(host: Host, result: Json) -> Json:
@@ -123,7 +134,7 @@ def test_vlan_names_the_kernel_feature_that_is_missing(host: Host, keys: Json, e
     host.add_netns("a")
     with unchanged(host, "a"):
         error = host.plugin("ADD", bridge_conf(**keys), "a").error
-    assert error["code"] == 104
+    assert error["code"] == 2
     assert "VLAN filtering" in error["msg"]
     host.assert_nothing_left()
 
@@ -203,6 +214,21 @@ def test_force_address_replaces_an_overlapping_one(host: Host, ipam: Json, other
     result = host.plugin("ADD", bridge_conf(ipam=ipam, forceAddress=True), "a").result
     assert [address.split("/")[0] for address in host.addresses("cni0")] == [result["ips"][0]["gateway"]]
     assert other not in host.addresses("cni0")
+
+
+def test_force_address_of_many_at_once(host: Host) -> None:
+    host.shell("ip link add cni0 type bridge; ip link set cni0 up; ip address add 10.88.0.254/24 dev cni0")
+    names = [f"c{number}" for number in range(8)]
+    for name in names:
+        host.add_netns(name)
+    conf = bridge_conf(forceAddress=True)
+    with ThreadPoolExecutor(len(names)) as pool:
+        answers = list(pool.map(lambda name: host.plugin("ADD", conf, name), names))
+    assert len({answer.result["ips"][0]["address"] for answer in answers}) == len(names)
+    assert host.addresses("cni0") == ["10.88.0.1/24"]
+    for name in names:
+        host.ping("10.88.0.1", name)
+    detach(host, conf, *names)
 
 
 def test_addresses_that_do_not_overlap_coexist(host: Host) -> None:
@@ -389,16 +415,112 @@ def test_repeated_add_gives_the_same_result_and_changes_nothing(host: Host, ipam
     detach(host, conf)
 
 
-@pytest.mark.parametrize("keys", [{}, {"ipMasqBackend": "iptables"}, {"ipMasq": False}], ids=str)
-def test_repeated_add_that_fails_keeps_what_the_first_one_made(host: Host, keys: Json) -> None:
-    conf = bridge_conf(ipam=DUAL_STACK, ipMasqBackend="nftables")
-    result = attach(host, conf)
-    repeated = bridge_conf(**{**conf, **keys, **with_routes({"dst": "10.1.0.0/16", "gw": "203.0.113.1"})})
-    assert host.plugin("ADD", repeated, "a").code == 105
+def test_repeated_add_keeps_what_others_changed_inside(host: Host) -> None:
+    conf = bridge_conf("1.0.0", ipam=DUAL_STACK)
+    first = attach(host, conf)
+    host.shell("ip address add 192.0.2.7/24 dev eth0", netns="a")
+    tuning = {"cniVersion": "1.0.0", "name": "net1", "type": "tuning", "mac": "02:00:00:00:00:0a"}
+    host.plugin("ADD", with_result(tuning, first), "a", plugin=REFERENCE / "tuning").succeeded()
+    result = host.plugin("ADD", conf, "a").result
+    assert result["interfaces"][2]["mac"] == host.links("a")["eth0"]["address"] == "02:00:00:00:00:0a"
+    assert sorted(host.addresses("eth0", "a")) == ["10.88.0.2/24", "192.0.2.7/24", "fd00:88::2/64"]
     host.plugin("CHECK", with_result(conf, result), "a").succeeded()
-    assert any("masquerade4" in each for each in host.nft_elements())
+    detach(host, conf)
+
+
+def test_repeated_add_that_fails_keeps_the_attachment_of_the_first(host: Host, backend: str) -> None:
+    conf = bridge_conf(ipam=DUAL_STACK, ipMasqBackend=backend)
+    result = attach(host, conf)
+    host.shell("ip address del 10.88.0.1/24 dev cni0; ip address add 10.88.0.254/24 dev cni0")
+    with unchanged(host, "a"):
+        assert host.plugin("ADD", conf, "a").code == 103
+    host.shell("ip address del 10.88.0.254/24 dev cni0; ip address add 10.88.0.1/24 dev cni0")
+    host.plugin("CHECK", with_result(conf, result), "a").succeeded()
     host.ping("10.88.0.1", "a")
     detach(host, conf)
+
+
+def test_repeated_add_that_waits_in_vain_for_iptables_keeps_the_attachment(host: Host) -> None:
+    conf = bridge_conf(ipam=DUAL_STACK, ipMasqBackend="iptables")
+    result = attach(host, conf)
+    host.shell("echo 'request_timeout: 2' > /etc/cni-bridge/config.yaml")
+    holder = hold_lock(host, "/run/xtables.lock")
+    with unchanged(host, "a"):
+        assert host.plugin("ADD", conf, "a").code == 11
+    holder.kill()
+    holder.wait()
+    host.plugin("CHECK", with_result(conf, result), "a").succeeded()
+    detach(host, conf)
+
+
+@pytest.mark.parametrize("keys", [{}, {"ipMasqBackend": "iptables"}, {"ipMasq": False}, {"bridge": "cni1"}], ids=str)
+def test_failed_add_that_asks_for_something_else_leaves_nothing(host: Host, keys: Json) -> None:
+    conf = bridge_conf(ipam=DUAL_STACK, ipMasqBackend="nftables")
+    attach(host, conf)
+    other = bridge_conf(**{**conf, **keys, **with_routes({"dst": "10.1.0.0/16", "gw": "203.0.113.1"})})
+    assert host.plugin("ADD", other, "a").code == 105
+    assert list(host.links("a")) == ["lo"]
+    host.assert_nothing_left()
+    host.plugin("ADD", conf, "a").succeeded()
+    host.ping("10.88.0.1", "a")
+    detach(host, conf)
+
+
+def test_add_that_asks_for_another_address_gives_the_old_one_up(host: Host, ipam_path: str, backend: str) -> None:
+    serve_ipam(host, ipam_path)
+    conf = bridge_conf(ipMasqBackend=backend)
+    attach(host, conf)
+    moved = host.plugin("ADD", conf, "a", env={"CNI_ARGS": "IP=10.88.0.9"}).result
+    assert [each["address"] for each in moved["ips"]] == ["10.88.0.9/24"]
+    assert [each["address"] for each in host.leases()] == ["10.88.0.9/24"]
+    attach(host, conf, "b", env={"CNI_ARGS": "IP=10.88.0.2"})
+    assert host.addresses("eth0", "a") == ["10.88.0.9/24"]
+    assert host.addresses("eth0", "b") == ["10.88.0.2/24"]
+    rules = " ".join(host.nft_elements() if backend == "nftables" else host.iptables_rules())
+    assert all(each in rules for each in ("10.88.0.9", "10.88.0.2"))
+    host.ping("10.88.0.2", "a")
+    host.plugin("CHECK", with_result(conf, moved), "a", env={"CNI_ARGS": "IP=10.88.0.9"}).succeeded()
+    detach(host, conf, "a", "b")
+
+
+def test_add_that_asks_for_an_address_of_another_container_has_none_afterwards(host: Host) -> None:
+    conf = bridge_conf()
+    attach(host, conf, "a")
+    attach(host, conf, "b")
+    assert host.plugin("ADD", conf, "a", env={"CNI_ARGS": "IP=10.88.0.3"}).code == 102
+    assert list(host.links("a")) == ["lo"]
+    assert [each["address"] for each in host.leases()] == ["10.88.0.3/24"]
+    attach(host, conf, "c", env={"CNI_ARGS": "IP=10.88.0.2"})
+    assert (host.addresses("eth0", "b"), host.addresses("eth0", "c")) == (["10.88.0.3/24"], ["10.88.0.2/24"])
+    detach(host, conf, "a", "b", "c")
+
+
+def test_add_that_asks_for_another_bridge_takes_its_address_along(host: Host, backend: str) -> None:
+    conf = bridge_conf(ipMasqBackend=backend, isGateway=None)
+    first, other = attach(host, conf), {**conf, "bridge": "cni1"}
+    moved = host.plugin("ADD", other, "a").result
+    assert moved["ips"] == first["ips"]
+    assert host.links()[host_veth(moved)]["master"] == "cni1"
+    assert [each for each in host.links() if each.startswith("veth")] == [host_veth(moved)]
+    host.add_netns("b")
+    assert host.plugin("ADD", conf, "b", env={"CNI_ARGS": "IP=10.88.0.2"}).code == 102
+    assert host.addresses("eth0", "a") == ["10.88.0.2/24"]
+    host.plugin("CHECK", with_result(other, moved), "a").succeeded()
+    detach(host, other)
+
+
+def test_add_that_asks_for_another_mtu_and_mac_gives_them(host: Host) -> None:
+    conf = bridge_conf(ipam=DUAL_STACK, macspoofchk=True, mtu=1500)
+    attach(host, conf)
+    other = {**conf, "mtu": 1400, "runtimeConfig": {"mac": "02:00:00:00:00:0a"}}
+    result = host.plugin("ADD", other, "a").result
+    assert [each.get("mtu") for each in result["interfaces"]] == [None, 1400, 1400]
+    inner, outer = host.links("a")["eth0"], host.links()[host_veth(result)]
+    assert (inner["mtu"], outer["mtu"]) == (1400, 1400)
+    assert inner["address"] == result["interfaces"][2]["mac"] == "02:00:00:00:00:0a"
+    host.plugin("CHECK", with_result(other, result), "a").succeeded()
+    host.ping("10.88.0.1", "a")
+    detach(host, other)
 
 
 def test_add_for_an_owner_in_another_namespace_moves_it(host: Host, backend: str) -> None:
@@ -448,6 +570,82 @@ def test_failed_add_leaves_nothing(host: Host, keys: Json, spoil: str, code: int
     assert word in error["msg"]
     if shared:
         detach(host, other, "other")
+
+
+@pytest.mark.parametrize("state", ["up", "down"])
+@pytest.mark.parametrize("other", ["10.88.0.9/24", "fd00:88::9/64"])
+def test_failed_add_gives_a_bridge_back_as_it_was(host: Host, state: str, other: str) -> None:
+    host.shell(
+        "ip link add cni0 address 02:00:00:00:00:01 mtu 1400 type bridge; "
+        "echo 1 > /proc/sys/net/ipv6/conf/cni0/keep_addr_on_down; "
+        f"ip link set cni0 {state}; ip address add {other} dev cni0"
+    )
+    host.add_netns("a")
+    conf = bridge_conf(
+        **with_routes({"dst": "10.1.0.0/16", "gw": "203.0.113.1"}), forceAddress=True, promiscMode=True, mtu=9000
+    )
+    with unchanged(host, "a"):
+        assert host.plugin("ADD", conf, "a").code == 105
+    assert host.addresses("cni0") == [other]
+    host.assert_nothing_left()
+
+
+def test_failed_add_without_room_for_a_gateway_leaves_nothing(host: Host) -> None:
+    conf = bridge_conf("1.0.0", ipam={"type": "static", "addresses": [{"address": "10.88.0.7/32"}]})
+    host.add_netns("a")
+    with unchanged(host, "a"):
+        error = host.plugin("ADD", conf, "a").error
+    assert error["code"] == 7
+    assert "10.88.0.7/32" in error["msg"]
+    host.assert_nothing_left()
+
+
+def test_add_does_not_wait_forever_for_the_lock_of_the_bridges(host: Host) -> None:
+    host.shell("mkdir -p /run/cni-bridge/locks; echo 'request_timeout: 2' > /etc/cni-bridge/config.yaml")
+    holder = hold_lock(host, "/run/cni-bridge/locks")
+    host.add_netns("a")
+    with unchanged(host, "a"):
+        answer = host.plugin("ADD", bridge_conf(ipam=DUAL_STACK), "a", timeout=10)
+    assert answer.code == 11
+    assert "/run/cni-bridge/locks" in answer.error["msg"]
+    host.assert_nothing_left()
+    holder.kill()
+    holder.wait()
+    host.plugin("ADD", bridge_conf(ipam=DUAL_STACK), "a").succeeded()
+    detach(host, bridge_conf(ipam=DUAL_STACK))
+
+
+def test_record_names_what_was_changed_on_the_host(host: Host) -> None:
+    def changed(name: str) -> list[str]:
+        shown = json.loads(host.run(BIN / "cni-bridgectl", "attachments", "--json").stdout)
+        return next(each["changed"] for each in shown if each["owner"]["container_id"] == name)
+
+    for setting in ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"):
+        host.sysctl(setting, "0")
+    conf = bridge_conf(ipam=DUAL_STACK)
+    made = {
+        "made bridge cni0",
+        *(f"turned on {each}" for each in ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding")),
+    }
+    attach(host, conf, "a")
+    assert set(changed("a")) >= {*made, "added address 10.88.0.1/24", "added address fd00:88::1/64"}
+    attach(host, conf, "b")
+    assert changed("b") == []
+    before = changed("a")
+    host.plugin("ADD", conf, "a").succeeded()
+    assert changed("a") == before
+    detach(host, conf, "a", "b")
+
+
+def test_record_names_an_address_that_was_replaced(host: Host) -> None:
+    host.shell("ip link add cni0 type bridge; ip link set cni0 up; ip address add 10.88.0.9/24 dev cni0")
+    attach(host, bridge_conf(forceAddress=True, mtu=9000, promiscMode=True))
+    (shown,) = json.loads(host.run(BIN / "cni-bridgectl", "attachments", "--json").stdout)
+    assert {"removed address 10.88.0.9/24", "added address 10.88.0.1/24", "set cni0 promiscuous"} <= set(
+        shown["changed"]
+    )
+    assert any("MTU of cni0 from 1500 to 9000" in each for each in shown["changed"])
+    detach(host, bridge_conf())
 
 
 # The host's own routes

@@ -99,6 +99,8 @@ INSIDE = "nsenter --net=/run/netns/a"
         ("bridge link set dev VETH hairpin off", ["VETH", "hairpin"]),
         ("bridge link set dev VETH isolated off", ["VETH", "isolation"]),
         ("ip link set VETH down", ["VETH is down"]),
+        ("ip link set VETH address 02:66:66:66:66:66", ["VETH", "02:66:66:66:66:66"]),
+        ("ip link set cni0 address 02:66:66:66:66:66", ["cni0", "02:66:66:66:66:66"]),
         ("ip link set VETH nomaster", ["VETH", "cni0"]),
         ("ip link add other type bridge; ip link set VETH master other", ["VETH", "cni0"]),
         ("ip link del VETH", ["VETH is gone", "eth0"]),
@@ -185,6 +187,17 @@ def test_names_a_missing_record(host: Host) -> None:
     result = attach(host, conf)
     host.shell("rm -r /run/cni-bridge/attachments")
     fails(host, conf, result, "not attached", "record")
+
+
+def test_does_not_know_a_container_without_record_and_lease(host: Host, ipam_path: str) -> None:
+    serve_ipam(host, ipam_path)
+    conf = bridge_conf()
+    result = attach(host, conf)
+    host.plugin("DEL", conf, "a").succeeded()
+    with unchanged(host, "a"):
+        error = host.plugin("CHECK", with_result(conf, result), "a").error
+    assert error["code"] == 3
+    assert "not attached" in error["msg"]
 
 
 def test_names_a_bridge_that_is_not_promiscuous_any_more(host: Host) -> None:

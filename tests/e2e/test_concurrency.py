@@ -84,7 +84,7 @@ def test_request_gives_up_while_another_of_its_owner_runs(host: Host, tmp_path: 
     plugins = CniDir(tmp_path)
     plugins.script("slow-ipam", "test $CNI_COMMAND = ADD || exit 0\n: > /run/asked; sleep infinity")
     impatient = tmp_path / "config.yaml"
-    impatient.write_text("request_timeout: 1\n")
+    impatient.write_text("request_timeout: 4\n")
     host.add_netns("a")
     conf = bridge_conf(ipam={"type": "slow-ipam"})
     first = host.start(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import time
 from collections.abc import Callable
 from itertools import cycle
@@ -56,6 +57,54 @@ def test_del_needs_the_owner_only(host: Host, backend: str, netns: str, sent: Ca
     for _ in ("first", "again"):
         host.plugin("DEL", sent(conf, result), "a", netns=path).succeeded()
         host.assert_nothing_left()
+
+
+HOST_LOCAL = {"type": "host-local", "subnet": "10.88.0.0/24"}
+CHECKED = {"macspoofchk": True, "capabilities": {"mac": True}, "runtimeConfig": {"mac": "02:00:00:00:00:99"}}
+
+
+@pytest.mark.parametrize("netns", ["there", "gone", "empty"])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        pytest.param({"ipam": None, "isGateway": False, "ipMasq": False, "macspoofchk": True}, id="L2 only"),
+        # the newest version that every host-local knows
+        pytest.param({"cniVersion": "1.0.0", "ipam": HOST_LOCAL}, id="host-local"),
+        pytest.param(CHECKED, id="requested MAC"),
+        pytest.param({"ipam": DUAL_STACK, "macspoofchk": True}, id="dual stack"),
+    ],
+)
+def test_del_without_a_record_takes_the_rules(host: Host, backend: str, keys: Json, netns: str) -> None:
+    conf = bridge_conf(ipMasqBackend=backend, **keys)
+    for name in ("a", "b"):
+        host.add_netns(name)
+        result = host.plugin("ADD", conf, name).result
+    host.shell("rm /run/cni-bridge/attachments/net1/a:eth0.json")
+    if netns == "gone":
+        # a process keeps the links of a namespace that has no name any more
+        keeper = host.start("sh", "-c", "echo ready; exec sleep infinity", netns="a", stdout=subprocess.PIPE)
+        assert keeper.stdout.readline() == b"ready\n"
+        host.run("ip", "netns", "del", "a")
+    host.plugin("DEL", conf, "a", netns="" if netns == "empty" else "/run/netns/a").succeeded()
+    rules = host.nft_elements() + host.iptables_rules()
+    assert rules != []
+    assert all("/b/eth0" in each for each in rules)
+    host.plugin("CHECK", with_result(conf, result), "b").succeeded()
+    host.plugin("DEL", conf, "b").succeeded()
+    host.assert_nothing_left()
+
+
+def test_del_without_a_record_loads_no_iptables(host: Host) -> None:
+    conf = bridge_conf(ipMasqBackend="nftables", macspoofchk=True)
+    host.add_netns("a")
+    for forgotten in (False, True):
+        host.plugin("ADD", conf, "a").succeeded()
+        if forgotten:
+            host.shell("rm -r /run/cni-bridge/attachments/net1")
+        for _ in ("first", "again"):
+            host.plugin("DEL", conf, "a").succeeded()
+            assert host.shell("cat /proc/net/ip_tables_names /proc/net/ip6_tables_names", check=False) == ""
+    host.assert_nothing_left()
 
 
 @pytest.mark.parametrize("conf", [bridge_conf(), bridge_conf(ipam=None), bridge_conf(bridge="lo")])

@@ -99,5 +99,7 @@ def test_demo() -> None:
 def test_units_start_what_is_installed() -> None:
     service = (ROOT / "packaging/systemd/ipamd.service").read_text()
     socket = (ROOT / "packaging/systemd/ipamd.socket").read_text()
+    (user,) = re.findall(r"^u +(\S+)", (ROOT / "packaging/systemd/cni-bridge.sysusers").read_text(), re.MULTILINE)
     assert "ExecStart=/opt/cni-bridge/bin/ipamd\n" in service
+    assert f"User={user}\n" in service
     assert f"ListenStream={Settings().ipamd_socket}\n" in socket

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,8 @@ import pytest
 from tests.conftest import serve_ipam
 from tests.support.chain import CniDir
 from tests.support.confs import DUAL_STACK, bridge_conf, with_result
-from tests.support.host import Answer, Host, Json
+from tests.support.host import BIN, Answer, Host, Json
+from tests.support.ipamd import wait_until
 
 OTHER = {"type": "cni-ipam", "ranges": [[{"subnet": "10.99.0.0/24"}], [{"subnet": "fd00:99::/64"}]]}
 
@@ -202,3 +205,77 @@ def test_gc_goes_on_after_a_record_that_cannot_be_read(host: Host) -> None:
     assert all("/c/eth0" in each for each in host.nft_elements())
     host.plugin("CHECK", with_result(conf, result), "c").succeeded()
     assert host.files("/run/cni-bridge/attachments") == ["/run/cni-bridge/attachments/net1/c:eth0.json"]
+
+
+def test_gc_loads_no_iptables_where_nobody_uses_it(host: Host) -> None:
+    conf = bridge_conf(ipMasqBackend="nftables", ipam=DUAL_STACK, macspoofchk=True)
+    host.add_netns("a")
+    collect(host, conf).succeeded()
+    host.plugin("ADD", conf, "a").succeeded()
+    collect(host, conf).succeeded()
+    assert host.shell("cat /proc/net/ip_tables_names /proc/net/ip6_tables_names", check=False) == ""
+    host.assert_nothing_left()
+
+
+@contextmanager
+def xtables_locked(host: Host) -> Iterator[None]:
+    """Another program changes legacy iptables for a long time."""
+    program = host.start("flock", "--no-fork", "/run/xtables.lock", "sleep", "infinity")
+    try:
+        wait_until(
+            lambda: host.run("flock", "--nonblock", "/run/xtables.lock", "true", check=False).returncode != 0,
+            "flock does not take the lock",
+        )
+        yield
+    finally:
+        program.kill()
+        program.wait(10)
+
+
+@pytest.mark.parametrize("loaded", ["", "filter", "nat"])
+@pytest.mark.parametrize("verb", ["GC", "DEL"])
+def test_the_xtables_lock_is_nothing_to_a_network_of_nftables(host: Host, verb: str, loaded: str) -> None:
+    conf = bridge_conf(ipMasqBackend="nftables", ipam=DUAL_STACK, macspoofchk=True)
+    host.add_netns("a")
+    host.plugin("ADD", conf, "a").succeeded()
+    host.shell("rm -r /run/cni-bridge/attachments/net1")
+    if loaded:
+        host.shell(f"iptables-legacy -t {loaded} -S")
+    with xtables_locked(host):
+        answer = collect(host, conf) if verb == "GC" else host.plugin("DEL", conf, "a")
+    answer.succeeded()
+    host.assert_nothing_left()
+
+
+def test_gc_that_cannot_have_the_xtables_lock_collects_all_else(host: Host) -> None:
+    host.shell("echo 'request_timeout: 8' > /etc/cni-bridge/config.yaml")
+    conf = bridge_conf(ipMasqBackend="iptables", ipam=DUAL_STACK, macspoofchk=True)
+    for name in ("a", "b"):
+        host.add_netns(name)
+        host.plugin("ADD", conf, name).succeeded()
+    with xtables_locked(host):
+        error = collect(host, conf).error
+    assert (error["code"], "/run/xtables.lock" in str(error)) == (11, True)
+    assert list(host.links("a")) == list(host.links("b")) == ["lo"]
+    assert host.nft_elements() == []
+    assert host.leases() == []
+    collect(host, conf).succeeded()
+    host.assert_nothing_left()
+
+
+@pytest.mark.parametrize("network", ["x.json", "x..json", "1.new"])
+def test_a_network_named_like_a_file(host: Host, network: str) -> None:
+    conf, other = bridge_conf(name=network, ipam=DUAL_STACK), bridge_conf(name="x", bridge="cni1", ipam=OTHER)
+    host.add_netns("a")
+    host.plugin("ADD", conf, "a").succeeded()
+    host.plugin("ADD", other, "a", ifname="eth1").succeeded()
+    for selected in (["--network", network], []):
+        shown = json.loads(host.run(BIN / "cni-bridgectl", "attachments", "--json", *selected).stdout)
+        networks = [each["owner"]["network"] for each in shown]
+        assert sorted(networks) == ([network] if selected else sorted([network, "x"]))
+    collect(host, conf, "a").succeeded()
+    assert len(host.files("/run/cni-bridge/attachments")) == 2
+    collect(host, conf).succeeded()
+    assert list(host.links("a")) == ["lo", "eth1"]
+    collect(host, other).succeeded()
+    host.assert_nothing_left()

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import serve_ipam
+from tests.support.attaching import detach, unchanged
 from tests.support.chain import Chain, CniDir
 from tests.support.confs import DUAL_STACK, add_outside, bridge_conf, with_result
 from tests.support.host import REFERENCE, Host, Json
@@ -25,6 +26,12 @@ STATIC = {
     "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
     "dns": {"nameservers": ["10.88.0.1"]},
 }
+
+
+def leased(host: Host) -> list[str]:
+    """The addresses that the reference's `host-local` has given away."""
+    names = [Path(each).name for each in host.files("/var/lib/cni/networks/net1")]
+    return [each for each in names if each.startswith(("10.", "fd00:"))]
 
 
 @pytest.mark.parametrize("version", ["0.2.0", "0.3.1", "0.4.0", "1.0.0"])
@@ -67,6 +74,49 @@ def test_our_bridge_with_their_ipam(host: Host, version: str, ipam: Json, addres
     host.assert_nothing_left()
 
 
+def test_repeated_add_asks_their_ipam_only_once(host: Host) -> None:
+    conf = bridge_conf("1.0.0", ipam=REFERENCE_IPAM)
+    host.add_netns("a")
+    result = host.plugin("ADD", conf, "a").result
+    with unchanged(host, "a"):
+        assert host.plugin("ADD", conf, "a").result == result
+    detach(host, conf)
+
+
+def test_add_that_asks_for_something_else_of_their_ipam(host: Host) -> None:
+    conf = bridge_conf("1.0.0", ipam=REFERENCE_IPAM)
+    host.add_netns("a")
+    host.plugin("ADD", conf, "a").succeeded()
+    other = {**conf, "mtu": 1400}
+    result = host.plugin("ADD", other, "a").result
+    held = [each["address"] for each in result["ips"]]
+    assert sorted(host.addresses("eth0", "a")) == sorted(held)
+    assert len(leased(host)) == len(held) == 2
+    host.plugin("CHECK", with_result(other, result), "a").succeeded()
+    detach(host, other)
+
+
+def test_add_after_one_that_was_killed_when_their_ipam_had_answered(host: Host, tmp_path: Path) -> None:
+    plugins = CniDir(tmp_path)
+    plugins.script(
+        "host-local",
+        f"printed=$({REFERENCE}/host-local); status=$?\n"
+        "if test $CNI_COMMAND = ADD && test -e /run/deadly; then kill -KILL $PPID; fi\n"
+        'echo "$printed"; exit $status',
+    )
+    conf = bridge_conf("1.0.0", ipam=REFERENCE_IPAM)
+    host.add_netns("a")
+    host.shell("touch /run/deadly")
+    assert host.plugin("ADD", conf, "a", env=plugins.env).status == -9
+    assert len(leased(host)) == 2
+    host.shell("rm /run/deadly")
+    result = host.plugin("ADD", conf, "a", env=plugins.env).result
+    assert sorted(host.addresses("eth0", "a")) == sorted(each["address"] for each in result["ips"])
+    assert len(leased(host)) == 2
+    host.ping("10.88.0.1", "a")
+    detach(host, conf)
+
+
 def test_their_portmap_and_tuning_behind_our_bridge(either_host: Host, tmp_path: Path, backend: str) -> None:
     host = either_host
     add_outside(host)
@@ -107,6 +157,7 @@ def test_their_portmap_and_tuning_behind_our_bridge(either_host: Host, tmp_path:
         pytest.param("kill -SEGV $$", 107, "signal 11", id="crashes"),
         pytest.param("echo 'panic: nil map'; exit 2", 107, "panic: nil map", id="fails with garbage"),
         pytest.param("echo '{'", 6, "bad-ipam", id="succeeds with garbage"),
+        pytest.param("head -c 10000000 /dev/zero", 107, "4 MiB", id="prints without end"),
         pytest.param("echo '[]'", 6, "bad-ipam", id="succeeds with a list"),
         pytest.param("", 107, "missing IP config", id="succeeds in silence"),
         pytest.param(
@@ -157,13 +208,14 @@ def test_result_of_another_version(host: Host, tmp_path: Path, version: str) -> 
     host.assert_nothing_left()
 
 
-def test_ipam_plugin_that_hangs_is_ended(host: Host, tmp_path: Path) -> None:
+@pytest.mark.parametrize("hangs", ["test $CNI_COMMAND = ADD || exit 0", ":"], ids=["on ADD", "on every verb"])
+def test_ipam_plugin_that_hangs_is_ended(host: Host, tmp_path: Path, hangs: str) -> None:
     plugins = CniDir(tmp_path)
-    plugins.script("hanging-ipam", "test $CNI_COMMAND = ADD || exit 0\nexec 9> /run/hangs; flock 9; sleep infinity")
-    host.shell("echo 'request_timeout: 1' > /etc/cni-bridge/config.yaml")
+    plugins.script("hanging-ipam", f"{hangs}\nexec 9> /run/hangs; flock --shared 9; sleep infinity")
+    host.shell("echo 'request_timeout: 2' > /etc/cni-bridge/config.yaml")
     host.add_netns("a")
     conf = bridge_conf(ipam={"type": "hanging-ipam"})
-    answer = host.plugin("ADD", conf, "a", env=plugins.env, timeout=20)
+    answer = host.plugin("ADD", conf, "a", env=plugins.env, timeout=15)
     assert (answer.code, "request_timeout" in answer.error["msg"]) == (11, True)
     free = host.run("flock", "--wait", "5", "/run/hangs", "true", check=False)
     assert free.returncode == 0, "the plugin and what it started hold no lock, so they are gone"

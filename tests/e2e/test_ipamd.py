@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from itertools import cycle
+from pathlib import Path
 
 import pytest
 
+from cni_bridge import own_ipam
 from ipam import wire
-from ipam.api import Owner, RangeSet, Wanted
+from ipam.api import Lease, Owner, RangeSet, Wanted
+from ipam.local import LocalIpam
 from ipam.ranges import build_range, parse_subnet
+from ipam.remote import receive
+from ipam.server import Server
+from ipam.settings import Settings
 from tests.support.confs import bridge_conf
 from tests.support.host import BIN, Answer, Host, Json
 from tests.support.ipamd import (
@@ -407,6 +414,80 @@ def test_half_through_ipamd_and_half_in_process(host: Host) -> None:
         )
         assert [each.status for each in deleted] == [0] * len(names)
     host.assert_nothing_left()
+
+
+def in_process_server(
+    ipam: LocalIpam, settings: Settings, max_clients: int = 8
+) -> tuple[asyncio.Event, asyncio.Task[None], list[int]]:
+    """A daemon in this process: what stops it, its task, and the user of each connection so far."""
+    listener, users = socket.socket(socket.AF_UNIX), list[int]()
+    listener.bind(str(settings.ipamd_socket))
+    listener.listen()  # from here on clients get in: the task has not begun yet
+
+    def allowed(user: int, _: set[int]) -> bool:
+        users.append(user)
+        return True
+
+    server = Server(ipam, allowed=allowed, max_clients=max_clients, request_timeout=10)
+    stop = asyncio.Event()
+    return stop, asyncio.create_task(server.serve(listener, stop)), users
+
+
+def settings_in(directory: Path) -> Settings:
+    return Settings(state_dir=directory / "state", run_dir=directory)
+
+
+@pytest.mark.parametrize("asked", ["release", "held", "allocate", "collect", "check", "status"])
+def test_a_daemon_that_goes_during_a_request_is_replaced_by_the_database(tmp_path: Path, asked: str) -> None:
+    settings, wanted = settings_in(tmp_path), allocate("a").wanted
+
+    async def story() -> list[Lease]:
+        behind = await LocalIpam.open(settings.database, patience=10)
+        stop, serving, users = in_process_server(behind, settings)
+        async with own_ipam.opened(settings) as ipam:
+            given = await ipam.allocate(wanted)
+            assert len(users) == 1, "by the daemon"
+            stop.set()
+            await serving
+            calls: dict[str, Callable[[], Awaitable[object]]] = {
+                "release": lambda: ipam.release(wanted.owner),
+                "held": lambda: ipam.held(wanted.owner),
+                "allocate": lambda: ipam.allocate(wanted),
+                "collect": lambda: ipam.collect("net1", frozenset()),
+                "check": lambda: ipam.check(wanted, tuple(each.address for each in given.leases)),
+                "status": lambda: ipam.status(wanted),
+            }
+            said = await calls[asked]()
+        assert len(users) == 1, "not by the daemon"
+        left = await behind.leases()
+        await behind.close()
+        expected = {"held": given.leases, "allocate": given}.get(asked)
+        assert said == expected
+        return left
+
+    assert len(asyncio.run(story())) == (0 if asked in ("release", "collect") else 1)
+
+
+def test_a_request_that_a_full_daemon_refuses_is_served_by_the_database(tmp_path: Path) -> None:
+    settings, wanted = settings_in(tmp_path), allocate("a").wanted
+
+    async def story() -> None:
+        behind = await LocalIpam.open(settings.database, patience=10)
+        stop, serving, users = in_process_server(behind, settings, max_clients=1)
+        reader, writer = await asyncio.open_unix_connection(settings.ipamd_socket)
+        assert wire.is_greeting(await receive(reader))
+        async with own_ipam.opened(settings) as ipam:
+            given = await ipam.allocate(wanted)
+            assert tuple(await behind.leases()) == given.leases
+            await ipam.release(wanted.owner)
+            assert await behind.leases() == []
+        assert len(users) == 2, "the daemon was asked, and not again after its refusal"
+        writer.close()
+        stop.set()
+        await serving
+        await behind.close()
+
+    asyncio.run(story())
 
 
 def test_help_needs_no_root_and_no_directory(host: Host) -> None:

@@ -108,6 +108,41 @@ def test_missing_firewall_backend(host: Host, keys: Json, hidden: str) -> None:
     host.assert_nothing_left()
 
 
+@pytest.mark.parametrize(
+    ("keys", "hidden"),
+    [
+        pytest.param({"ipMasqBackend": "nftables"}, NFTABLES, id="nftables"),
+        pytest.param({"ipMasq": False, "macspoofchk": True}, NFTABLES, id="macspoofchk"),
+        pytest.param({"ipMasqBackend": "iptables"}, IPTABLES, id="iptables"),
+    ],
+)
+def test_attachments_whose_firewall_has_gone_are_named(host: Host, keys: Json, hidden: str) -> None:
+    conf, other = bridge_conf(**keys), bridge_conf(**keys, name="net2")
+    host.add_netns("a")
+    host.plugin("ADD", conf, "a").succeeded()
+    host.plugin("STATUS", conf).succeeded()
+    hide(host, hidden)
+    error = host.plugin("STATUS", conf).error
+    assert (error["code"], "net1/a/eth0" in error["details"]) == (51, True)
+    assert host.plugin("STATUS", other).code == 50, "nothing of this network rests on it"
+    reveal(host, hidden)
+    host.plugin("STATUS", conf).succeeded()
+    host.plugin("DEL", conf, "a").succeeded()
+    host.assert_nothing_left()
+
+
+def test_attachments_that_rest_on_another_firewall_do_not_count(host: Host) -> None:
+    host.add_netns("a")
+    conf = bridge_conf(ipMasqBackend="iptables")
+    host.plugin("ADD", conf, "a").succeeded()
+    hide(host, NFTABLES)
+    assert host.plugin("STATUS", bridge_conf(ipMasqBackend="nftables")).code == 50
+    host.plugin("STATUS", conf).succeeded()
+    host.plugin("DEL", conf, "a").succeeded()
+    reveal(host, NFTABLES)
+    host.assert_nothing_left()
+
+
 def test_firewall_that_is_not_needed_is_not_asked_for(host: Host) -> None:
     hide(host, f"{NFTABLES} {IPTABLES}")
     host.plugin("STATUS", bridge_conf(ipMasq=False)).succeeded()

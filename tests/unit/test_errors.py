@@ -14,9 +14,9 @@ from cni_bridge.cni.errors import (
     FirewallFailed,
     InvalidConfig,
     InvalidNetns,
-    KernelFeatureMissing,
     KernelRefused,
     LinkConflict,
+    UnsupportedField,
     as_cni_error,
 )
 from ipam.errors import AddressTaken, BadRanges, IpamError, PoolExhausted, StoreBusy, by_name
@@ -42,7 +42,7 @@ def test_every_ipam_failure_has_a_code_of_its_own(kind: type[IpamError]) -> None
         (InvalidNetns("x"), 8),
         (CheckFailed("x"), 100),
         (LinkConflict("x"), 103),
-        (KernelFeatureMissing("x"), 104),
+        (UnsupportedField("x"), 2),
         (KernelRefused("x", errno=errno.EPERM), 105),
         (FirewallFailed("x"), 106),
         (TimeoutError(), 11),

@@ -6,7 +6,9 @@ import asyncio
 import sqlite3
 import tempfile
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
+from itertools import count
 from pathlib import Path
 from typing import TypeVar
 
@@ -293,6 +295,158 @@ def test_a_cancelled_request_leaves_the_database_usable(database: Path) -> None:
             assert len(held) in (0, 2)
             assert taken_runs(database) == merged({each.address.ip for each in held})
             await ipam.release(OWNER)
+
+    on(database, story)
+
+
+@pytest.fixture
+def reboot(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """A call of it is a reboot, as the database sees it."""
+    boots = count(1)
+
+    def call() -> None:
+        this = f"boot {next(boots)}"
+        monkeypatch.setattr("ipam.store.boot_id", lambda: this)
+
+    return call
+
+
+def dump(database: Path) -> list[str]:
+    """All that the database holds."""
+    connection = sqlite3.connect(database)
+    try:
+        return list(connection.iterdump())
+    finally:
+        connection.close()
+
+
+def changed_range(**changes: object) -> tuple[RangeSet, ...]:
+    """The IPv4 set with another gateway, ends or subnet."""
+    (each,) = SETS[0].ranges
+    return (RangeSet(ranges=(replace(each, **changes),)),)  # type: ignore[arg-type]  # whatever the test changes
+
+
+def test_a_lease_is_given_anew_with_a_changed_gateway(database: Path) -> None:
+    async def story(ipam: LocalIpam) -> None:
+        await ipam.allocate(wanted(OWNER, "10.0.0.3", sets=SETS[:1]))
+        for gateway in (ip_address("10.0.0.6"), None):
+            sets = changed_range(gateway=gateway)
+            given = await ipam.allocate(wanted(OWNER, "10.0.0.3", sets=sets))
+            assert [(str(each.address), each.gateway) for each in given.leases] == [("10.0.0.3/29", gateway)]
+            assert await ipam.allocate(wanted(OWNER, sets=sets)) == given
+            assert tuple(await ipam.leases()) == given.leases
+
+    on(database, story)
+    assert taken_runs(database) == merged({ip_address("10.0.0.3")})
+
+
+@pytest.mark.parametrize(
+    ("changes", "now"),
+    [
+        ({"gateway": ip_address("10.0.0.2")}, "10.0.0.3/29"),
+        ({"first": ip_address("10.0.0.4")}, "10.0.0.4/29"),
+        ({"subnet": ip_network("10.0.0.2/31"), "last": ip_address("10.0.0.3"), "gateway": None}, "10.0.0.2/31"),
+        ({"subnet": ip_network("10.0.0.0/28"), "gateway": None}, "10.0.0.2/28"),
+    ],
+    ids=["it is the gateway", "outside of the range", "smaller subnet", "larger subnet"],
+)
+def test_a_lease_that_does_not_fit_any_more_is_replaced(database: Path, changes: dict[str, object], now: str) -> None:
+    async def story(ipam: LocalIpam) -> None:
+        await ipam.allocate(wanted(OWNER, sets=SETS[:1]))
+        sets = changed_range(**{"first": ip_address("10.0.0.2"), **changes})
+        given = await ipam.allocate(wanted(OWNER, sets=sets))
+        assert [str(each.address) for each in given.leases] == [now]
+        assert tuple(await ipam.leases()) == given.leases
+
+    on(database, story)
+
+
+def test_a_lease_that_is_never_handed_out_now_is_replaced(database: Path) -> None:
+    async def story(ipam: LocalIpam) -> list[str]:
+        await ipam.allocate(wanted(OWNER, "10.0.0.3", sets=SETS[:1]))
+        smaller = range_sets(["10.0.0.0/30"])[0].ranges[0]
+        whole = (RangeSet(ranges=(replace(smaller, last=ip_address("10.0.0.3")),)),)
+        return addresses(await ipam.allocate(wanted(OWNER, sets=whole)))
+
+    assert on(database, story) == ["10.0.0.2"], "10.0.0.3 is the broadcast address of 10.0.0.0/30"
+
+
+def test_a_requested_address_of_an_earlier_boot_is_given(database: Path, reboot: Callable[[], None]) -> None:
+    async def story(ipam: LocalIpam) -> None:
+        reboot()
+        await ipam.allocate(wanted(owner("before"), "10.0.0.4"))
+        with pytest.raises(AddressTaken):
+            await ipam.allocate(wanted(OWNER, "10.0.0.4"))
+        reboot()
+        assert addresses(await ipam.allocate(wanted(OWNER, "10.0.0.4"))) == ["10.0.0.4", "fd00::3"]
+        assert [str(each.address.ip) for each in await ipam.held(owner("before"))] == ["fd00::2"]
+        with pytest.raises(AddressTaken, match="c1"):
+            await ipam.allocate(wanted(owner("before"), "10.0.0.4"))
+
+    on(database, story)
+    assert taken_runs(database) == merged(set(map(ip_address, ("10.0.0.4", "fd00::2", "fd00::3"))))
+
+
+def test_a_full_pool_reuses_addresses_of_an_earlier_boot(database: Path, reboot: Callable[[], None]) -> None:
+    async def story(ipam: LocalIpam) -> None:
+        reboot()
+        for name in "abcde":
+            await ipam.allocate(wanted(owner(name), sets=SETS[:1]))
+        reboot()
+        await ipam.allocate(wanted(owner("c"), sets=SETS[:1]))  # c lives on
+        for number, name in enumerate("vwxy", 1):
+            before = dump(database)
+            await ipam.status(wanted(owner(name), sets=SETS[:1]))
+            assert dump(database) == before
+            await ipam.allocate(wanted(owner(name), sets=SETS[:1]))
+            held = {each.owner.container_id for each in await ipam.leases()}
+            assert len(held & set("abde")) == 4 - number, "one at a time"
+        assert held == set("cvwxy")
+        for call in (ipam.allocate, ipam.status):
+            with pytest.raises(PoolExhausted):
+                await call(wanted(owner("z"), sets=SETS[:1]))
+        assert {each.owner.container_id for each in await ipam.leases()} == held
+
+    on(database, story)
+    assert taken_runs(database) == merged(POOLS[0])
+
+
+def test_free_addresses_are_given_before_those_of_an_earlier_boot(database: Path, reboot: Callable[[], None]) -> None:
+    async def story(ipam: LocalIpam) -> list[str]:
+        reboot()
+        await ipam.allocate(wanted(owner("before"), sets=SETS[:1]))
+        reboot()
+        given = [await ipam.allocate(wanted(owner(name), sets=SETS[:1])) for name in "abcde"]
+        return [address for each in given for address in addresses(each)]
+
+    assert on(database, story) == [f"10.0.0.{last}" for last in (3, 4, 5, 6, 2)]
+
+
+def test_only_the_networks_own_pool_is_reused(database: Path, reboot: Callable[[], None]) -> None:
+    async def story(ipam: LocalIpam) -> None:
+        reboot()
+        for name in "abcde":
+            await ipam.allocate(wanted(owner(name, network="net2"), sets=SETS[:1]))
+        reboot()
+        for name in "abcde":
+            await ipam.allocate(wanted(owner(name), sets=SETS[:1]))
+        with pytest.raises(PoolExhausted):
+            await ipam.allocate(wanted(owner("f"), sets=SETS[:1]))
+        assert len(await ipam.leases("net2")) == 5
+
+    on(database, story)
+
+
+def test_a_repeat_after_a_reboot_keeps_the_address_and_confirms_it(database: Path, reboot: Callable[[], None]) -> None:
+    async def story(ipam: LocalIpam) -> None:
+        reboot()
+        first = await ipam.allocate(wanted(OWNER))
+        reboot()
+        again = await ipam.allocate(wanted(OWNER))
+        assert addresses(again) == addresses(first)
+        assert {each.boot_id for each in await ipam.leases()} == {"boot 2"}
+        with pytest.raises(AddressTaken):
+            await ipam.allocate(wanted(owner("c2"), addresses(first)[0]))
 
     on(database, story)
 

@@ -7,16 +7,18 @@ from ipaddress import ip_address, ip_interface, ip_network
 
 import pytest
 
+from cni_bridge.cni.errors import Code
 from cni_bridge.cni.netconf import Backend, NetConf, parse_netconf
 from cni_bridge.cni.result import InterfaceEntry
-from cni_bridge.plan import Attachment, NetnsRef, build_result, plan
+from cni_bridge.plan import Attachment, Made, NetnsRef, build_result, plan
 from cni_bridge.policy import Masquerade, Policy, SpoofCheck
 from cni_bridge.tag import container_mac, host_ifname, host_mac, owner_tag
 from ipam.api import Address, Allocation, Dns, Lease, Route
-from tests.support.calls import OWNER, request
+from tests.support.calls import OWNER, refusal, request
 
 NETNS = NetnsRef(path="/run/netns/c1", device=4, inode=4026532000)
 DEFAULT4, DEFAULT6 = Route(dst=ip_network("0.0.0.0/0")), Route(dst=ip_network("::/0"))
+MADE = Made(bridge_mac="02:00:00:00:00:01", gateway_mac="02:00:00:00:00:02", container_mac="02:00:00:00:00:03")
 
 
 def conf(**keys: object) -> NetConf:
@@ -43,7 +45,16 @@ def attach(
     conf: NetConf, given: Allocation, *, implied: tuple[str, ...] = (), backend: Backend = Backend.NFTABLES
 ) -> Attachment:
     implied_gateways: frozenset[Address] = frozenset(map(ip_address, implied))
-    return plan(conf, OWNER, NETNS, given, implied_gateways=implied_gateways, backend=backend, uplink_mtu=1450)
+    return plan(
+        conf,
+        OWNER,
+        NETNS,
+        given,
+        request="digest",
+        implied_gateways=implied_gateways,
+        backend=backend,
+        uplink_mtu=1450,
+    )
 
 
 def routes(attachment: Attachment) -> list[str]:
@@ -109,7 +120,7 @@ def test_a_gateway_that_ipam_does_not_name_is_the_subnets_first_host() -> None:
     given = allocation("10.88.0.2/24", "fd00:88::2/64")
     made = attach(conf(isGateway=True), given)
     assert gateways(made) == ["10.88.0.1/24", "fd00:88::1/64"]
-    result = build_result(conf(isGateway=True), made, given, "02:00:00:00:00:01", "/run/netns/c1")
+    result = build_result(conf(isGateway=True), made, MADE, "/run/netns/c1")
     assert [str(each.gateway) for each in result.ips] == ["10.88.0.1", "fd00:88::1"]
 
 
@@ -120,7 +131,7 @@ def test_several_ranges_of_one_family_have_a_gateway_each_and_none_twice() -> No
     made = attach(conf(isGateway=True), given)
     assert gateways(made) == ["10.88.0.1/24", "10.89.0.1/24"]
     assert routes(made) == ["0.0.0.0/0 via 10.88.0.1"]
-    result = build_result(conf(isGateway=True), made, given, "", "/run/netns/c1")
+    result = build_result(conf(isGateway=True), made, MADE, "/run/netns/c1")
     assert [str(each.gateway) for each in result.ips] == ["10.88.0.1", "10.89.0.1", "10.88.0.1"]
 
 
@@ -164,7 +175,7 @@ def test_is_default_gateway_adds_one_default_route_a_family(
     settings = conf(isDefaultGateway=True)
     made = attach(settings, given, implied=("10.88.0.1", "fd00:88::1"))
     assert routes(made) == installed
-    result = build_result(settings, made, given, "", "/run/netns/c1")
+    result = build_result(settings, made, MADE, "/run/netns/c1")
     assert result.routes[: len(configured)] == configured
     assert [f"{each.dst} via {each.gw}" for each in result.routes[len(configured) :]] == added
 
@@ -244,11 +255,11 @@ def test_the_spoof_check_is_in_nftables_whatever_masquerades() -> None:
 def test_the_result_names_the_three_links() -> None:
     settings = conf(isGateway=True)
     made = attach(settings, DUAL)
-    result = build_result(settings, made, DUAL, "02:00:00:00:00:01", "/proc/self/../7/ns/net")
+    result = build_result(settings, made, MADE, "/proc/self/../7/ns/net")
     assert result.interfaces == (
         InterfaceEntry(name="cni0", mac="02:00:00:00:00:01"),
         InterfaceEntry(name=made.port.name, mac=made.port.mac, mtu=1450),
-        InterfaceEntry(name="eth0", mac=made.container.mac, mtu=1450, sandbox="/proc/self/../7/ns/net"),
+        InterfaceEntry(name="eth0", mac="02:00:00:00:00:03", mtu=1450, sandbox="/proc/self/../7/ns/net"),
     )
     assert {each.interface for each in result.ips} == {2}
     assert result.routes == DUAL.routes
@@ -258,9 +269,23 @@ def test_the_result_names_the_three_links() -> None:
 def test_configured_dns_replaces_that_of_ipam(configured: object, expected: str) -> None:
     settings = conf(dns=configured)
     given = allocation("10.88.0.2/24", dns=Dns(nameservers=("10.0.0.53",), domain="a.test"))
-    result = build_result(settings, attach(settings, given), given, "", "")
+    result = build_result(settings, attach(settings, given), MADE, "")
     assert result.dns.nameservers == (expected,)
     assert result.dns.domain == ("" if configured else "a.test")
+
+
+def test_the_gateway_link_of_an_access_vlan_is_named_last() -> None:
+    settings = conf(isGateway=True, vlan=5)
+    result = build_result(settings, attach(settings, DUAL), MADE, "/run/netns/c1")
+    assert result.interfaces[3] == InterfaceEntry(name="cni0.5", mac="02:00:00:00:00:02")
+
+
+@pytest.mark.parametrize("address", ["10.9.0.5/32", "255.255.255.255/32", "fd00::5/128"])
+def test_a_gateway_needs_room_or_a_name(address: str) -> None:
+    assert attach(conf(), allocation(address)).gateway is None
+    error = refusal(attach, conf(isGateway=True), allocation(address))
+    assert error.code == Code.INVALID_CONFIG
+    assert address in error.msg
 
 
 def test_a_previous_result_is_passed_on_before_ours() -> None:
@@ -270,7 +295,7 @@ def test_a_previous_result_is_passed_on_before_ours() -> None:
         "ips": [{"address": "127.0.0.1/8", "interface": 0}],
     }
     settings = conf(prevResult=previous)
-    result = build_result(settings, attach(settings, DUAL), DUAL, "", "/run/netns/c1")
+    result = build_result(settings, attach(settings, DUAL), MADE, "/run/netns/c1")
     assert [each.name for each in result.interfaces] == ["lo", "cni0", host_ifname(OWNER), "eth0"]
     assert [each.interface for each in result.ips] == [0, 3, 3]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import stat
 from dataclasses import replace
+from datetime import UTC, datetime
 from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 
@@ -17,12 +18,26 @@ from cni_bridge.cni.netconf import Backend
 from cni_bridge.plan import Attachment, BridgeSpec, ContainerSpec, GatewaySpec, NetnsRef, PortSpec
 from cni_bridge.policy import Masquerade, Policy, SpoofCheck
 from cni_bridge.records import Records
-from ipam.api import Interface, Owner, Route
+from ipam.api import Allocation, Dns, Interface, Lease, Owner, Route
 from ipam.codec import decode, encode
 from tests.support.calls import OWNER, owner, refusal
 
 ATTACHMENT = Attachment(
     owner=OWNER,
+    request="0123456789abcdef",
+    allocation=Allocation(
+        leases=(
+            Lease(
+                owner=OWNER,
+                address=ip_interface("10.88.0.2/24"),
+                gateway=ip_address("10.88.0.1"),
+                since=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
+                boot_id="11111111-2222-3333-4444-555555555555",
+            ),
+        ),
+        routes=(Route(dst=ip_network("0.0.0.0/0"), mtu=1400),),
+        dns=Dns(nameservers=("10.88.0.1",), domain="a.test"),
+    ),
     netns=NetnsRef(path="/run/netns/c1", device=4, inode=4026532000),
     ipam_type="cni-ipam",
     bridge=BridgeSpec(name="cni0", mtu=1500, mtu_configured=False, promisc=False, vlan_filtering=True),
@@ -47,6 +62,7 @@ ATTACHMENT = Attachment(
         routes=(Route(dst=ip_network("0.0.0.0/0"), gw=ip_address("10.88.0.1")), Route(dst=ip_network("::/0"), table=0)),
     ),
     gateway=GatewaySpec(link="cni0.7", vlan=7, addresses=(ip_interface("10.88.0.1/24"),), force=False),
+    changed=("made cni0",),
     policies=(
         Policy(
             backend=Backend.IPTABLES,
@@ -75,7 +91,7 @@ def test_what_was_written_is_read(records: Records) -> None:
     records.write(ATTACHMENT)
     assert records.read(OWNER) == ATTACHMENT
     assert records.read(owner("c2")) is None
-    changed = replace(ATTACHMENT, gateway=None, policies=())
+    changed = replace(ATTACHMENT, gateway=None, policies=(), allocation=None)
     records.write(changed)
     assert records.read(OWNER) == changed
 
@@ -96,6 +112,7 @@ def test_any_attachment_survives_json(
         container=replace(ATTACHMENT.container, addresses=tuple(addresses), up=flag),
         port=replace(ATTACHMENT.port, vlan_trunk=tuple(trunk), hairpin=flag),
         gateway=ATTACHMENT.gateway if flag else None,
+        allocation=ATTACHMENT.allocation if flag else None,
     )
     assert decode(Attachment, encode(made)) == made
 
@@ -124,6 +141,34 @@ def test_all_of_one_network_or_of_every(records: Records) -> None:
     assert {each.owner for each in records.all("net2")} == {kept[3]}
     assert {each.owner for each in records.all()} == set(kept)
     assert list(records.all("net")) == []
+
+
+@pytest.mark.parametrize("network", ["x.json", "x*", "[x]", "?", "x.json.new"])
+def test_a_network_named_like_a_file_or_a_pattern(records: Records, network: str) -> None:
+    named, other = of(owner("c1", network=network)), of(owner("c1", network="x"))
+    for each in (named, other):
+        records.write(each)
+    assert list(records.all(network)) == [named]
+    assert list(records.all("x")) == [other]
+    assert {each.owner for each in records.all()} == {named.owner, other.owner}
+    records.forget_unreadable(network, frozenset())
+    records.remove(named.owner)
+    assert list(records.all()) == [other]
+
+
+def test_unreadable_records_of_the_network_are_forgotten_but_for_the_kept(records: Records, tmp_path: Path) -> None:
+    readable, kept, gone, elsewhere = owner("c1"), owner("c2"), owner("c3"), owner("c3", network="net2")
+    paths = {}
+    for each in (readable, kept, gone, elsewhere):
+        before = files(tmp_path)
+        records.write(of(each))
+        (paths[each],) = set(files(tmp_path)) - set(before)
+    for each in (kept, gone, elsewhere):
+        paths[each].write_text("{")
+    assert [each.owner for each in records.all()] == [readable]
+    records.forget_unreadable("net1", frozenset({kept}))
+    assert set(files(tmp_path)) == {paths[each] for each in (readable, kept, elsewhere)}
+    records.forget_unreadable("never seen", frozenset())
 
 
 def test_nothing_is_there_before_the_first(records: Records) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cni_bridge.cni.errors import Code
-from cni_bridge.cni.resolvconf import parse_resolv_conf, read_resolv_conf
+from cni_bridge.resolvconf import parse_resolv_conf, read_resolv_conf
 from ipam.api import Dns
 from tests.support.calls import refusal
 

@@ -79,3 +79,25 @@ def test_nothing_to_take_back() -> None:
 
     with pytest.raises(ValueError):
         asyncio.run(request())
+
+
+def test_one_that_hangs_is_given_up(
+    effects: Effects, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("cni_bridge.undo._PATIENCE", 0.01)
+
+    async def hang() -> None:
+        effects.undone.append("link")
+        await asyncio.Event().wait()
+
+    async def request() -> None:
+        async with Undo() as undo:
+            undo.push(effects.undo("record"))
+            undo.push(hang)
+            undo.push(effects.undo("rules"))
+            raise ValueError("refused")
+
+    with caplog.at_level(logging.WARNING), pytest.raises(ValueError, match="refused"):
+        asyncio.run(asyncio.wait_for(request(), 10))
+    assert effects.undone == ["rules", "link", "record"]
+    assert "could not take back" in caplog.text

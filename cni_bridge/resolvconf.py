@@ -12,7 +12,9 @@ _LIMIT = 1 << 20  # characters
 
 
 def read_resolv_conf(path: str) -> Dns:
-    """The settings in the file."""
+    """The settings in the file; none where no path is given."""
+    if not path:
+        return Dns()
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO would have us wait for its writer
         with open(fd, errors="replace") as file:
