@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,12 +85,24 @@ class Host:
             self.sysctl(f"net.bridge.bridge-nf-call-{table}", "1" if self.bridge_nf else "0")
 
     def close(self) -> None:
-        """End what was started; the namespaces go with their last process."""
+        """End what was started, and what that has started in turn; the namespaces go with their last process."""
         for process in self.processes:
             process.kill()
             process.wait()
-        self.holder.kill()
+        for pid in self.inhabitants():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self.holder.wait()
+
+    def inhabitants(self) -> list[int]:
+        """The processes in this host's mount namespace, the one that holds it included."""
+        own = Path(f"/proc/{self.holder.pid}/ns/mnt").stat()
+        found = []
+        for entry in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):  # it has ended meanwhile
+                if os.path.samestat((entry / "ns/mnt").stat(), own):
+                    found.append(int(entry.name))
+        return found
 
     def enter(self, netns: str = "") -> list[str]:
         """The words that run a command on this host, or in one of its containers."""
