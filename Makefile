@@ -5,13 +5,16 @@ SYSTEM_PACKAGES ?= missing
 BIN := .venv/bin
 SOURCES := pyproject.toml $(shell find cni_bridge ipam -name '*.py')
 
-.PHONY: demo test lint clean system-packages
+.PHONY: demo test bench lint clean system-packages
 
 demo: .venv/installed
 	$(BIN)/python -m tests.demo
 
 test: .venv/installed
 	$(BIN)/pytest -n auto
+
+bench: .venv/installed
+	$(BIN)/python -m tests.perf.bench_ipam
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -92,8 +92,9 @@ async def _serve_bridge(settings: Settings, request: Request) -> Result | None:
 
 async def _serve_ipam(settings: Settings, request: Request) -> Result | None:
     from cni_bridge import ipam_plugin, own_ipam
+    from cni_bridge.ipam_host import KernelHost
 
-    async with own_ipam.opened(settings) as ipam:
+    async with own_ipam.opened(settings, KernelHost()) as ipam:
         return await ipam_plugin.OPERATIONS[request.command](ipam, request)
 
 

@@ -7,7 +7,9 @@ from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from ipam.api import Allocation, Interface, Ipam, Lease, Owner, Wanted
+from ipam.client import Client
 from ipam.errors import ServiceUnavailable
+from ipam.host import Host
 from ipam.remote import RemoteIpam
 from ipam.settings import Settings
 
@@ -15,9 +17,9 @@ T = TypeVar("T")
 
 
 @asynccontextmanager
-async def opened(settings: Settings) -> AsyncIterator[Ipam]:
-    """The IPAM; which one serves makes no difference to what is stored."""
-    ipam = EitherIpam(settings)
+async def opened(settings: Settings, host: Host) -> AsyncIterator[Ipam]:
+    """The IPAM on this host; which one serves makes no difference to what is stored."""
+    ipam = EitherIpam(settings, host)
     try:
         yield ipam
     finally:
@@ -27,11 +29,12 @@ async def opened(settings: Settings) -> AsyncIterator[Ipam]:
 class EitherIpam:
     """Asks the daemon as long as it greets, and from then on the database: nothing was handed over to it then."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, host: Host) -> None:
         self._settings = settings
+        self._host = host
         self._remote: RemoteIpam | None = None
         if settings.ipamd_socket.exists():
-            self._remote = RemoteIpam(settings.ipamd_socket, patience=settings.request_timeout)
+            self._remote = RemoteIpam(Client(settings.ipamd_socket, patience=settings.request_timeout))
         self._local: Ipam | None = None
         self._close_local: Callable[[], Awaitable[None]] | None = None
 
@@ -76,7 +79,6 @@ class EitherIpam:
         if self._local is None:
             from ipam.local import LocalIpam  # SQLite is needed here only
 
-            settings = self._settings
-            local = await LocalIpam.open(settings.database, patience=settings.patience)
+            local = await LocalIpam.open(self._settings, self._host)
             self._local, self._close_local = local, local.close
         return self._local

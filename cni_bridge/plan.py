@@ -11,24 +11,11 @@ from cni_bridge.cni.netconf import Backend, NetConf
 from cni_bridge.cni.result import InterfaceEntry, IpEntry, Result
 from cni_bridge.policy import Masquerade, Policy, SpoofCheck
 from cni_bridge.tag import container_mac, host_ifname, host_mac, owner_tag
-from ipam.api import Address, Allocation, Interface, Network, Owner, Route
+from ipam.api import Address, Allocation, Interface, NetnsRef, Network, Owner, Route
 
 SCOPE_LINK = 253  # RT_SCOPE_LINK, rtnetlink(7)
 _MAIN_TABLE = (None, 0, 254)  # unspecified or RT_TABLE_MAIN
 DEFAULT_ROUTES: dict[int, Network] = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NetnsRef:
-    """A network namespace: the path the runtime gave, and the device and inode that tell it from another one."""
-
-    path: str
-    device: int
-    inode: int
-
-    def same_as(self, other: NetnsRef) -> bool:
-        """Whether both are one namespace, by whatever paths."""
-        return (self.device, self.inode) == (other.device, other.inode)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,14 +105,14 @@ def plan(
     allocation: Allocation | None,
     *,
     request: str,
-    implied_gateways: frozenset[Address],
+    configured_gateways: frozenset[Address] | None,
     backend: Backend,
     uplink_mtu: int,
 ) -> Attachment:
     """The attachment of the owner.
 
-    `implied_gateways` are those that nobody configured; `backend` is the firewall for masquerading where the
-    configuration names none; `uplink_mtu` is the MTU in bytes of the host's default route.
+    `configured_gateways` are those that somebody chose, None if all that IPAM answers are; `backend` is the firewall
+    for masquerading where the configuration names none; `uplink_mtu` is the MTU in bytes of the host's default route.
     """
     given = allocation
     allocation = allocation or Allocation(leases=())
@@ -163,7 +150,7 @@ def plan(
             up=not conf.disable_container_interface,
             dad=conf.enable_dad,
             addresses=tuple(each.address for each in allocation.leases),
-            routes=tuple(_resolved_routes(conf, allocation, implied_gateways)),
+            routes=tuple(_resolved_routes(conf, allocation, configured_gateways)),
         ),
         gateway=GatewaySpec(
             link=gateway_link, vlan=conf.vlan, addresses=tuple(dict.fromkeys(gateways)), force=conf.force_address
@@ -226,7 +213,9 @@ def _added_default_routes(conf: NetConf, allocation: Allocation) -> Iterator[Rou
             yield Route(dst=default, gw=gateway)
 
 
-def _resolved_routes(conf: NetConf, allocation: Allocation, implied_gateways: frozenset[Address]) -> Iterator[Route]:
+def _resolved_routes(
+    conf: NetConf, allocation: Allocation, configured_gateways: frozenset[Address] | None
+) -> Iterator[Route]:
     """Every route with the gateway it gets.
 
     One without a gateway of its own takes its family's first. Where this host is not the gateway and none is
@@ -237,7 +226,8 @@ def _resolved_routes(conf: NetConf, allocation: Allocation, implied_gateways: fr
         gw = route.gw
         if gw is None and not on_link:
             gw = _family_gateway(conf, allocation, route.dst.version)
-            if gw in implied_gateways and not conf.is_gateway and route.dst != DEFAULT_ROUTES[route.dst.version]:
+            implied = configured_gateways is not None and gw not in configured_gateways
+            if implied and not conf.is_gateway and route.dst != DEFAULT_ROUTES[route.dst.version]:
                 gw = None
         yield Route(
             dst=route.dst,

@@ -25,6 +25,7 @@ from cni_bridge.failures import Failures
 from cni_bridge.plan import Attachment, build_result, plan
 from cni_bridge.resolvconf import read_resolv_conf
 from cni_bridge.runtime import Runtime
+from cni_bridge.tag import container_mac
 from cni_bridge.teardown import change_rules, lenient, release, tear_down, tear_down_unrecorded
 from cni_bridge.undo import Undo
 from ipam.api import Allocation, Dns, Interface, Ipam, Owner, Wanted
@@ -39,9 +40,11 @@ async def add(rt: Runtime, request: Request) -> Result:
     addresses = _address_conf(rt, request, conf)
     if not conf.ipam_type or addresses.range_sets:
         _require_fitting(conf, [each.family for each in addresses.range_sets])
-    wanted = addresses.wanted(request.owner, read_resolv_conf(addresses.resolv_conf))
+    dns = read_resolv_conf(addresses.resolv_conf)
     with netns.opened(request.netns) as target:
         _refuse_own_netns(request, target)
+        mac = conf.mac or container_mac(request.owner)
+        wanted = addresses.wanted(request.owner, dns, netns=target.ref, mac=mac)
         async with rt.locked(request.owner), rt.ipam(request, conf.ipam_type) as ipam:
             recorded = await _earlier_attachment(rt, request, target)
             planned = await _planner(rt, conf, request, target, addresses)
@@ -131,7 +134,7 @@ async def status(rt: Runtime, request: Request) -> None:
     rt.records.require_writable()
     async with rt.ipam(request, conf.ipam_type) as ipam:
         if ipam is not None:
-            await ipam.status(addresses.wanted(request.owner, Dns()))
+            await ipam.status(addresses.wanted(request.owner, Dns(), mac=conf.mac))
     ports = await rt.on_host(rt.datapath.count_ports, conf.bridge)
     if ports >= MAX_PORTS:
         raise CniError(Code.NOT_AVAILABLE, f"bridge {conf.bridge} is full: it has {ports} ports")
@@ -198,7 +201,7 @@ async def _planner(
         request.owner,
         target.ref,
         request=request.digest,
-        implied_gateways=addresses.implied_gateways,
+        configured_gateways=addresses.gateways,
         backend=backend,
         uplink_mtu=uplink_mtu,
     )

@@ -17,6 +17,7 @@ from cni_bridge.datapath.host import Datapath
 from cni_bridge.firewall.iptables import IptablesFirewall
 from cni_bridge.firewall.nftables import NftablesFirewall
 from cni_bridge.ipam_exec import ExecIpam, find_executable
+from cni_bridge.ipam_host import KernelHost
 from cni_bridge.locks import owner_locked
 from cni_bridge.records import Records
 from cni_bridge.runtime import IpamSource, Runtime
@@ -38,7 +39,7 @@ class OwnIpam:
 
     def open(self) -> AbstractAsyncContextManager[Ipam]:
         """See `IpamSource.open`."""
-        return own_ipam.opened(self._settings)
+        return own_ipam.opened(self._settings, KernelHost())
 
 
 class ForeignIpam:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
+from enum import StrEnum
 from ipaddress import (
     IPv4Address,
     IPv4Interface,
@@ -17,6 +18,8 @@ from typing import Protocol
 Address = IPv4Address | IPv6Address
 Interface = IPv4Interface | IPv6Interface
 Network = IPv4Network | IPv6Network
+
+ANY_LINK = "*"  # in place of a link's name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -32,13 +35,27 @@ class Owner:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NetnsRef:
+    """A network namespace: the path the runtime gave, and the device and inode that tell it from another one."""
+
+    path: str
+    device: int
+    inode: int
+
+    def same_as(self, other: NetnsRef) -> bool:
+        """Whether both are one namespace, by whatever paths."""
+        return (self.device, self.inode) == (other.device, other.inode)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Range:
-    """A run of addresses of one subnet, first and last included, to hand out; never the gateway."""
+    """A run of addresses of one subnet, first and last included, to hand out; never the gateway or what is excluded."""
 
     subnet: Network
     first: Address
     last: Address
     gateway: Address | None = None
+    exclude: tuple[Network, ...] = ()
 
     def __post_init__(self) -> None:
         if {self.first.version, self.last.version} != {self.subnet.version}:
@@ -53,22 +70,39 @@ class Range:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RangeSet:
-    """Ranges of one family that serve as one pool: an attachment gets one address of each set."""
+class AnySubnet:
+    """A subnet that the IPAM is to choose from its default pools; without a prefix length also its size."""
 
-    ranges: tuple[Range, ...]
+    family: int
+    prefixlen: int | None = None
+
+    def __str__(self) -> str:
+        return f"any IPv{self.family} subnet" + (f" of length {self.prefixlen}" if self.prefixlen is not None else "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RangeSet:
+    """Ranges of one family that serve as one pool: an attachment gets one address of each set.
+
+    A set has either ranges or the wish for a subnet. `runtime`: a runtime passed it for one attachment, it is no part
+    of the network's configuration.
+    """
+
+    ranges: tuple[Range, ...] = ()
+    any_subnet: AnySubnet | None = None
+    runtime: bool = False
 
     def __post_init__(self) -> None:
-        if not self.ranges:
-            raise ValueError("a range set has no range")
+        if bool(self.ranges) == (self.any_subnet is not None):
+            raise ValueError("a range set has ranges, or else the wish for a subnet")
 
     @property
     def family(self) -> int:
         """4 or 6."""
-        return self.ranges[0].subnet.version
+        return self.any_subnet.family if self.any_subnet is not None else self.ranges[0].subnet.version
 
     def __str__(self) -> str:
-        return ",".join(map(str, self.ranges))
+        return ",".join(map(str, self.ranges)) or str(self.any_subnet)
 
     def range_of(self, address: Address) -> Range | None:
         """The range of this set that holds the address."""
@@ -105,14 +139,43 @@ class Dns:
 class Wanted:
     """What one attachment asks for: an address of every range set, the requested ones where they fit.
 
-    `routes` and `dns` are configured next to the ranges and come back with the allocation unchanged.
+    `sticky` is a key whose address stays reserved for it after release. `name` (`NAMESPACE/POD`, or a container's),
+    `mac` and `netns` are kept with the lease, and an address that is reserved for this name or MAC goes to it.
+    `links` are the network's own links (or `ANY_LINK`), whose addresses contradict no subnet of it. `routes` and `dns`
+    are configured next to the ranges and come back with the allocation unchanged.
     """
 
     owner: Owner
     range_sets: tuple[RangeSet, ...] = ()
     requested: tuple[Address, ...] = ()
+    sticky: str = ""
+    name: str = ""
+    mac: str = ""
+    netns: NetnsRef | None = None
+    links: tuple[str, ...] = ()
+    allow_overlap: bool = False
     routes: tuple[Route, ...] = ()
     dns: Dns = field(default_factory=Dns)
+
+
+class ReservedFor(StrEnum):
+    """Who an address is reserved for."""
+
+    NAME = "name"  # a pod (NAMESPACE/POD or POD) or container of that name
+    MAC = "mac"
+    STICKY = "sticky"  # whoever asks with that key
+    NOBODY = "nobody"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reservation:
+    """Keeps an address from everybody but the one it is for; `value` is empty for nobody."""
+
+    kind: ReservedFor
+    value: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.value}".rstrip()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +187,9 @@ class Lease:
     gateway: Address | None
     since: datetime
     boot_id: str = ""
+    name: str = ""
+    mac: str = ""
+    netns: NetnsRef | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +202,7 @@ class Allocation:
 
 
 class Ipam(Protocol):
-    """Owns addresses. Each call is all or nothing, and may be repeated; failures are `ipam.errors.IpamError`."""
+    """Owns addresses. All calls may be repeated, and but for `collect` are all or nothing; failures are `IpamError`."""
 
     async def allocate(self, wanted: Wanted) -> Allocation:
         """Give the owner its addresses; a repeat gives the same ones."""
@@ -151,7 +217,7 @@ class Ipam(Protocol):
         """Fail with `LeaseMissing` unless the owner holds these addresses."""
 
     async def collect(self, network: str, keep: frozenset[Owner]) -> None:
-        """Take back what owners of this network hold that are not in `keep`."""
+        """Take back what owners of this network hold that are not in `keep`; what was done stays done if it fails."""
 
     async def status(self, wanted: Wanted) -> None:
         """Fail with the reason why `allocate` for a new owner could not be served now."""

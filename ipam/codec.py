@@ -33,7 +33,7 @@ _PARSERS: dict[frozenset[type], Callable[[str], object]] = {
 
 def encode(value: object) -> Json:
     """A JSON value for a dataclass, or for what dataclasses here are made of."""
-    if value is None or isinstance(value, (bool, int)):
+    if value is None or isinstance(value, (bool, int, float)):
         return value
     if isinstance(value, Enum):
         return value.value

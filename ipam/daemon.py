@@ -11,17 +11,26 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TypedDict
 
-from ipam import files
+from prometheus_client import start_http_server
+
+from ipam import files, filesystem
 from ipam.errors import IpamError
+from ipam.host import Host
 from ipam.local import LocalIpam
+from ipam.local_registry import LocalRegistry
+from ipam.metrics import Metrics
 from ipam.server import Server
 from ipam.settings import BadSettings, Settings, load
+from ipam.store import Store
 
 log = logging.getLogger("ipamd")
 
+_RECONCILE_INTERVAL = 60.0  # seconds
 FIRST_PASSED_FD = 3  # SD_LISTEN_FDS_START, sd_listen_fds(3)
 
 
@@ -29,8 +38,8 @@ class CannotStart(Exception):
     """The daemon cannot serve; the message says why."""
 
 
-def main() -> int:
-    """Run until SIGTERM or SIGINT; 0 after a clean stop, 1 when it cannot start."""
+def main(host: Host) -> int:
+    """Serve on this host. Run until SIGTERM or SIGINT; 0 after a clean stop, 1 when it cannot start."""
     parser = argparse.ArgumentParser(
         prog="ipamd",
         description="Serves leases of cni-bridge's address database on a Unix socket. "
@@ -42,39 +51,118 @@ def main() -> int:
         logging.basicConfig(
             stream=sys.stderr, level=settings.log_level.upper(), format="%(name)s: %(levelname)s: %(message)s"
         )
-        asyncio.run(_serve(settings))
+        asyncio.run(_serve(settings, host))
     except (CannotStart, BadSettings, IpamError) as error:
         print(f"ipamd: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-async def _serve(settings: Settings) -> None:
-    ipam = await LocalIpam.open(settings.database, patience=settings.patience)
+async def _serve(settings: Settings, host: Host) -> None:
+    _require_local_disk(settings.state_dir)
+    settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lock = _hold(settings.state_dir / "ipamd.lock")
     try:
-        allowed = _peer_check(settings)
-        stop = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        server = Server(
-            ipam,
-            allowed=allowed,
-            max_clients=settings.ipamd.max_clients,
-            request_timeout=settings.request_timeout,
-        )
-        passed = passed_socket()
-        lock = _hold(settings.state_dir / "ipamd.lock")
-        listener = passed or _listen(settings.ipamd_socket)
+        store = await Store.open(settings.database, patience=settings.patience, check=True)
         try:
+            await _serve_store(store, settings, host)
+        finally:
+            await store.close()
+    finally:
+        os.close(lock)
+
+
+async def _serve_store(store: Store, settings: Settings, host: Host) -> None:
+    ipam, registry = LocalIpam(store, settings, host), LocalRegistry(store, settings, host)
+    metrics = Metrics(registry)
+    server = Server(ipam, registry, metrics, **_rules(settings))
+    stop = asyncio.Event()
+
+    def reload() -> None:
+        """Take the settings that may change while we run; the others need a restart."""
+        nonlocal settings
+        try:
+            new = load(os.environ)
+            rules = _rules(new)
+        except (BadSettings, CannotStart) as error:
+            log.error("the settings stay as they were: %s", error)
+            return
+        for name in ("state_dir", "run_dir"):
+            if getattr(new, name) != getattr(settings, name):
+                log.warning("%s is %s until the next start", name, getattr(settings, name))
+        if new.ipamd.metrics_port != settings.ipamd.metrics_port:
+            log.warning("ipamd.metrics_port is %d until the next start", settings.ipamd.metrics_port)
+        logging.getLogger().setLevel(new.log_level.upper())
+        ipam.settings = registry.settings = new
+        server.configure(**rules)
+        log.info("the settings were read again")
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, reload)
+    passed = passed_socket()
+    listener = passed or _listen(settings.ipamd_socket)
+    reconciling = asyncio.create_task(_reconcile(ipam))
+    try:
+        with _metrics_port(metrics, settings.ipamd.metrics_port):
             notify("READY=1")
             await server.serve(listener, stop)
-            notify("STOPPING=1")
-        finally:
-            if passed is None:
-                settings.ipamd_socket.unlink(missing_ok=True)
-            os.close(lock)
+        notify("STOPPING=1")
     finally:
-        await ipam.close()
+        reconciling.cancel()
+        if passed is None:
+            settings.ipamd_socket.unlink(missing_ok=True)
+
+
+async def _reconcile(ipam: LocalIpam) -> None:
+    """Look after leases whose namespaces are gone, for as long as the daemon runs."""
+    while True:
+        try:
+            await ipam.reconcile()
+        except IpamError as error:
+            log.warning("looking for leases of what is gone: %s", error)
+        await asyncio.sleep(_RECONCILE_INTERVAL)
+
+
+@contextmanager
+def _metrics_port(metrics: Metrics, port: int) -> Iterator[None]:
+    """Serve the metrics by HTTP on the loopback address, unless the port is 0."""
+    if not port:
+        yield
+        return
+    try:
+        server, thread = start_http_server(port, addr="127.0.0.1", registry=metrics.collected)
+    except OSError as error:
+        raise CannotStart(f"cannot serve metrics on 127.0.0.1:{port}: {error.strerror}") from None
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _Rules(TypedDict):
+    allowed: Callable[[int, set[int]], bool]
+    max_clients: int
+    request_timeout: float
+
+
+def _rules(settings: Settings) -> _Rules:
+    """What the server goes by, as the settings say."""
+    return _Rules(
+        allowed=_peer_check(settings),
+        max_clients=settings.ipamd.max_clients,
+        request_timeout=settings.request_timeout,
+    )
+
+
+def _require_local_disk(directory: Path) -> None:
+    """Refuse a network file system: locks there may not exclude other hosts, and SQLite then loses data."""
+    kind = filesystem.kind_of(directory)
+    if kind in filesystem.NETWORK:
+        raise CannotStart(f"{directory} is on a network file system ({kind}); set state_dir to a local disk")
 
 
 def _peer_check(settings: Settings) -> Callable[[int, set[int]], bool]:

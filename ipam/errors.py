@@ -9,6 +9,10 @@ class BadRanges(IpamError):
     """The configured ranges contradict themselves."""
 
 
+class PoolConflict(IpamError):
+    """A subnet is in use elsewhere, or leases of the network do not fit its new configuration."""
+
+
 class PoolExhausted(IpamError):
     """No address of a range set is free."""
 
@@ -21,12 +25,20 @@ class AddressNotOffered(IpamError):
     """A requested address lies in no configured range, or is never handed out."""
 
 
+class NotFound(IpamError):
+    """There is no such lease, reservation or network."""
+
+
 class LeaseMissing(IpamError):
     """An owner does not hold an address that it should hold."""
 
 
 class StoreBusy(IpamError):
     """The store could not be written now; the same request may succeed later."""
+
+
+class StoreFull(StoreBusy):
+    """The file system of the store has no room left."""
 
 
 class StoreUnavailable(IpamError):
@@ -51,4 +63,7 @@ class RequestRefused(IpamError):
 
 def by_name(name: str) -> type[IpamError]:
     """The failure of that name, for an answer that crossed a socket; an unknown one is an `IpamError`."""
-    return next((each for each in IpamError.__subclasses__() if each.__name__ == name), IpamError)
+    kinds = [IpamError]
+    for each in kinds:  # grows on the way
+        kinds += each.__subclasses__()
+    return next((each for each in kinds if each.__name__ == name), IpamError)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv6Network, ip_address, ip_network
 from itertools import combinations
 
 from ipam.api import Address, Network, Range, RangeSet
 from ipam.errors import BadRanges
+
+_MAPPED = IPv6Network("::ffff:0:0/96")  # RFC 4291, 2.5.5.2
 
 
 def parse_subnet(text: str) -> Network:
@@ -27,12 +29,12 @@ def parse_subnet(text: str) -> Network:
     return subnet
 
 
-def never_handed_out(subnet: Network) -> frozenset[int]:
+def never_handed_out(subnet: Network) -> frozenset[Address]:
     """The subnet's own address and, in IPv4, its broadcast address (RFC 919; RFC 3021 and 6164 exempt /31 and /127)."""
     if subnet.prefixlen >= subnet.max_prefixlen - 1:
         return frozenset()
-    own = {int(subnet.network_address)}
-    return frozenset(own | {int(subnet.broadcast_address)} if subnet.version == 4 else own)
+    own: set[Address] = {subnet.network_address}
+    return frozenset(own | {subnet.broadcast_address} if subnet.version == 4 else own)
 
 
 def build_range(
@@ -41,6 +43,7 @@ def build_range(
     start: Address | None = None,
     end: Address | None = None,
     gateway: Address | None = None,
+    exclude: tuple[Network, ...] = (),
     first_may_be_claimed: bool = False,
 ) -> Range:
     """A range with what is not given filled in: from the second address, to the last but the broadcast address.
@@ -48,6 +51,8 @@ def build_range(
     The gateway is the subnet's first host address; with `first_may_be_claimed`, a range that is configured to start
     there has it for containers instead.
     """
+    if subnet.version == 6 and subnet.overlaps(_MAPPED):
+        raise BadRanges(f"subnet {subnet} holds IPv4-mapped addresses; write it as an IPv4 subnet")
     base, top = int(subnet.network_address), int(subnet.broadcast_address)
     narrow = subnet.prefixlen >= subnet.max_prefixlen - 1
     make = type(subnet.network_address)
@@ -62,10 +67,13 @@ def build_range(
     first, last = start or lowest, end or highest
     if int(first) > int(last):
         raise BadRanges(f"rangeStart {first} is above rangeEnd {last} in subnet {subnet}")
+    for each in exclude:
+        if each.version != subnet.version or not each.overlaps(subnet):
+            raise BadRanges(f"exclude {each} is not in subnet {subnet}")
     claimed = first_may_be_claimed and start == lowest
     if gateway is None and not claimed and subnet.prefixlen < subnet.max_prefixlen:
         gateway = lowest
-    return Range(subnet=subnet, first=first, last=last, gateway=gateway)
+    return Range(subnet=subnet, first=first, last=last, gateway=gateway, exclude=exclude)
 
 
 def overlap(one: Range, other: Range) -> bool:
@@ -77,19 +85,17 @@ def overlap(one: Range, other: Range) -> bool:
     )
 
 
-def build_sets(sets: list[list[Range]]) -> tuple[RangeSet, ...]:
-    """Range sets whose ranges do not contradict each other; positions in messages count from 0."""
-    for position, ranges in enumerate(sets):
-        if not ranges:
-            raise BadRanges(f"range set {position} is empty")
-        if len({each.subnet.version for each in ranges}) > 1:
+def require_apart(sets: tuple[RangeSet, ...]) -> tuple[RangeSet, ...]:
+    """The range sets, if their ranges do not contradict each other; positions in messages count from 0."""
+    for position, offer in enumerate(sets):
+        if len({each.subnet.version for each in offer.ranges}) > 1:
             raise BadRanges(f"range set {position} mixes IPv4 and IPv6; give each family a set of its own")
-        for one, other in combinations(ranges, 2):
+        for one, other in combinations(offer.ranges, 2):
             if overlap(one, other):
                 raise BadRanges(f"range set {position}: ranges {one} and {other} overlap")
     for (i, left), (j, right) in combinations(enumerate(sets), 2):
-        for one in left:
-            for other in right:
+        for one in left.ranges:
+            for other in right.ranges:
                 if overlap(one, other):
                     raise BadRanges(f"range set {i} overlaps with range set {j}: {one} and {other}")
-    return tuple(RangeSet(ranges=tuple(ranges)) for ranges in sets)
+    return sets

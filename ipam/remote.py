@@ -1,98 +1,100 @@
-"""The `Ipam` behind a Unix socket: asks `ipamd`, over one connection a request."""
+"""The `Ipam` and the `Registry` of the daemon `ipamd`."""
 
 from __future__ import annotations
 
-import asyncio
-from pathlib import Path
-
 from ipam import wire
-from ipam.api import Allocation, Interface, Lease, Owner, Wanted
-from ipam.codec import Json
-from ipam.errors import IpamError, RequestRefused, ServiceBroken, ServiceUnavailable
-
-Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+from ipam.api import Address, Allocation, Interface, Lease, Owner, Reservation, Wanted
+from ipam.client import Client
+from ipam.registry import PAGE, Entry, Event, Finding, Moved, Place, PoolUse
 
 
 class RemoteIpam:
-    """Asks the IPAM service that listens on `path`; `patience`: seconds for one request.
+    """What the daemon's `Ipam` answers."""
 
-    `ServiceUnavailable` says that nothing was handed over: no daemon is there, or it does not greet in time.
-    """
-
-    def __init__(self, path: Path, *, patience: float) -> None:
-        self._path = path
-        self._patience = patience
+    def __init__(self, client: Client) -> None:
+        self._client = client
 
     async def allocate(self, wanted: Wanted) -> Allocation:
         """See `Ipam.allocate`."""
-        answer = await self._ask(wire.Allocate(wanted=wanted))
+        answer = await self._client.ask(wire.Leases, wire.Allocate(wanted=wanted))
         return Allocation(leases=answer.leases, routes=wanted.routes, dns=wanted.dns)
 
     async def release(self, owner: Owner) -> None:
         """See `Ipam.release`."""
-        await self._ask(wire.Release(owner=owner))
+        await self._client.ask(wire.Done, wire.Release(owner=owner))
 
     async def held(self, owner: Owner) -> tuple[Lease, ...]:
         """See `Ipam.held`."""
-        return (await self._ask(wire.Held(owner=owner))).leases
+        return (await self._client.ask(wire.Leases, wire.Held(owner=owner))).leases
 
     async def check(self, wanted: Wanted, addresses: tuple[Interface, ...]) -> None:
         """See `Ipam.check`."""
-        await self._ask(wire.Check(wanted=wanted, addresses=addresses))
+        await self._client.ask(wire.Done, wire.Check(wanted=wanted, addresses=addresses))
 
     async def collect(self, network: str, keep: frozenset[Owner]) -> None:
         """See `Ipam.collect`."""
-        await self._ask(wire.Collect(network=network, keep=keep))
+        await self._client.ask(wire.Done, wire.Collect(network=network, keep=keep))
 
     async def status(self, wanted: Wanted) -> None:
         """See `Ipam.status`."""
-        await self._ask(wire.Status(wanted=wanted))
-
-    async def _ask(self, request: wire.Request) -> wire.Answer:
-        frame = wire.pack(wire.render_request(request))
-        reader, writer = await self._connect()
-        try:
-            async with asyncio.timeout(self._patience):
-                writer.write(frame)
-                await writer.drain()
-                return wire.parse_answer(await receive(reader))
-        except (OSError, EOFError) as error:  # TimeoutError is an OSError
-            raise ServiceBroken(
-                f"ipamd at {self._path} took the request and gave no answer "
-                f"({type(error).__name__}); whether it took effect is unknown, repeat it"
-            ) from None
-        finally:
-            writer.close()
-
-    async def _connect(self) -> Streams:
-        """A connection on which the daemon has greeted."""
-        try:
-            async with asyncio.timeout(wire.GREETING_PATIENCE):
-                reader, writer = await asyncio.open_unix_connection(self._path)
-        except OSError as error:
-            raise ServiceUnavailable(f"ipamd at {self._path} is not there: {error}") from None
-        try:
-            async with asyncio.timeout(wire.GREETING_PATIENCE):
-                greeting = await receive(reader)
-        except (OSError, EOFError, RequestRefused) as error:
-            writer.close()
-            raise ServiceUnavailable(f"ipamd at {self._path} does not greet: {type(error).__name__}") from None
-        if not wire.is_greeting(greeting):
-            writer.close()
-            raise ServiceUnavailable(f"ipamd at {self._path}: {_refusal(greeting)}")
-        return reader, writer
+        await self._client.ask(wire.Done, wire.Status(wanted=wanted))
 
 
-def _refusal(greeting: Json) -> str:
-    """Why a daemon did not greet."""
-    try:
-        wire.parse_answer(greeting)
-    except IpamError as error:
-        return str(error)
-    return "it speaks another protocol"
+class RemoteRegistry:
+    """What the daemon's `Registry` answers."""
 
+    def __init__(self, client: Client) -> None:
+        self._client = client
 
-async def receive(reader: asyncio.StreamReader) -> Json:
-    """The next message; `EOFError` when the other side has closed."""
-    header = await reader.readexactly(wire.HEADER_SIZE)
-    return wire.unpack(await reader.readexactly(wire.body_size(header)))
+    async def pools(self, network: str | None = None) -> tuple[PoolUse, ...]:
+        """See `Registry.pools`."""
+        return (await self._client.ask(wire.Pools, wire.ListPools(network=network))).pools
+
+    async def entries(
+        self, network: str | None = None, *, after: Place | None = None, limit: int = PAGE
+    ) -> tuple[Entry, ...]:
+        """See `Registry.entries`."""
+        return (
+            await self._client.ask(wire.Entries, wire.ListEntries(network=network, after=after, limit=limit))
+        ).entries
+
+    async def history(
+        self,
+        *,
+        network: str = "",
+        address: Address | None = None,
+        container: str = "",
+        before: int | None = None,
+        limit: int = PAGE,
+    ) -> tuple[Event, ...]:
+        """See `Registry.history`."""
+        request = wire.History(network=network, address=address, container=container, before=before, limit=limit)
+        return (await self._client.ask(wire.Events, request)).events
+
+    async def reserve(self, network: str, address: Address, reservation: Reservation) -> None:
+        """See `Registry.reserve`."""
+        await self._client.ask(wire.Done, wire.Reserve(network=network, address=address, reservation=reservation))
+
+    async def unreserve(self, network: str, address: Address) -> None:
+        """See `Registry.unreserve`."""
+        await self._client.ask(wire.Done, wire.Unreserve(network=network, address=address))
+
+    async def take_back(self, owner: Owner, address: Address) -> None:
+        """See `Registry.take_back`."""
+        await self._client.ask(wire.Done, wire.TakeBack(owner=owner, address=address))
+
+    async def forget(self, network: str) -> None:
+        """See `Registry.forget`."""
+        await self._client.ask(wire.Done, wire.Forget(network=network))
+
+    async def adopt(self, wanted: Wanted, moved: tuple[Moved, ...], last: tuple[Address, ...]) -> None:
+        """See `Registry.adopt`."""
+        await self._client.ask(wire.Done, wire.Adopt(wanted=wanted, moved=moved, last=last))
+
+    async def verify(self) -> tuple[Finding, ...]:
+        """See `Registry.verify`."""
+        return (await self._client.ask(wire.Findings, wire.Verify())).findings
+
+    async def mend(self) -> None:
+        """See `Registry.mend`."""
+        await self._client.ask(wire.Done, wire.Mend())

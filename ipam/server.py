@@ -1,4 +1,4 @@
-"""Serves an `Ipam` on a Unix socket: who may ask, how many, how long, and what they get."""
+"""Serves an `Ipam` and its `Registry` on a Unix socket: who may ask, how many, how long, and what they get."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ import logging
 import os
 import socket
 import struct
+import time
 from collections.abc import Callable
 from contextlib import suppress
 
 from ipam import wire
-from ipam.api import Ipam, Lease
+from ipam.api import Ipam
+from ipam.client import receive
 from ipam.codec import Json
 from ipam.errors import IpamError, RequestRefused, StoreBusy
-from ipam.remote import receive
+from ipam.metrics import Metrics
+from ipam.registry import PAGE, Registry
 
 log = logging.getLogger(__name__)
 
@@ -27,15 +30,28 @@ class Server:
     """Answers clients until it is told to stop; requests that were accepted are finished first."""
 
     def __init__(
-        self, ipam: Ipam, *, allowed: Callable[[int, set[int]], bool], max_clients: int, request_timeout: float
+        self,
+        ipam: Ipam,
+        registry: Registry,
+        metrics: Metrics,
+        *,
+        allowed: Callable[[int, set[int]], bool],
+        max_clients: int,
+        request_timeout: float,
     ) -> None:
         self._ipam = ipam
-        self._allowed = allowed
-        self._max_clients = max_clients
-        self._request_timeout = request_timeout
+        self._registry = registry
+        self._metrics = metrics
+        self.configure(allowed=allowed, max_clients=max_clients, request_timeout=request_timeout)
         self._draining = False
         self._clients: set[asyncio.Task[None]] = set()
         self._busy: set[asyncio.Task[None]] = set()
+
+    def configure(self, *, allowed: Callable[[int, set[int]], bool], max_clients: int, request_timeout: float) -> None:
+        """Serve by these rules from now on."""
+        self._allowed = allowed
+        self._max_clients = max_clients
+        self._request_timeout = request_timeout
 
     async def serve(self, listener: socket.socket, stop: asyncio.Event) -> None:
         """Serve the listening socket until `stop` is set, then drain."""
@@ -86,34 +102,73 @@ class Server:
         return None
 
     async def _answer(self, message: Json) -> Json:
+        began, operation, outcome = time.perf_counter(), "unknown", "ok"
         try:
             request = wire.parse_request(message)
+            operation = type(request).__name__
             async with asyncio.timeout(self._request_timeout):
                 return wire.render_answer(await self._perform(request))
         except IpamError as error:
-            log.info("%s: %s", type(error).__name__, error)
+            outcome = type(error).__name__
+            log.info("%s: %s", outcome, error)
             return wire.render_failure(error)
         except TimeoutError:
+            outcome = StoreBusy.__name__
             return wire.render_failure(StoreBusy(f"no answer within {self._request_timeout:g} s; try again"))
         except Exception as error:
+            outcome = IpamError.__name__
             log.exception("a request failed for a reason that this program does not know")
             return wire.render_failure(IpamError(f"internal failure: {type(error).__name__}: {error}"))
+        finally:
+            self._metrics.count(operation, outcome, time.perf_counter() - began)
 
-    async def _perform(self, request: wire.Request) -> tuple[Lease, ...]:
+    async def _perform(self, request: wire.Request) -> wire.Answer:
+        ipam, registry = self._ipam, self._registry
         match request:
             case wire.Allocate(wanted=wanted):
-                return (await self._ipam.allocate(wanted)).leases
-            case wire.Held(owner=owner):
-                return await self._ipam.held(owner)
+                return wire.Leases(leases=(await ipam.allocate(wanted)).leases)
             case wire.Release(owner=owner):
-                await self._ipam.release(owner)
+                await ipam.release(owner)
+            case wire.Held(owner=owner):
+                return wire.Leases(leases=await ipam.held(owner))
             case wire.Check(wanted=wanted, addresses=addresses):
-                await self._ipam.check(wanted, addresses)
+                await ipam.check(wanted, addresses)
             case wire.Collect(network=network, keep=keep):
-                await self._ipam.collect(network, keep)
+                await ipam.collect(network, keep)
             case wire.Status(wanted=wanted):
-                await self._ipam.status(wanted)
-        return ()
+                await ipam.status(wanted)
+            case wire.ListPools():
+                return wire.Pools(pools=await registry.pools(request.network))
+            case wire.ListEntries(after=after):
+                limit = max(0, min(request.limit, PAGE))
+                return wire.Entries(entries=await registry.entries(request.network, after=after, limit=limit))
+            case wire.History():
+                return wire.Events(
+                    events=await registry.history(
+                        network=request.network,
+                        address=request.address,
+                        container=request.container,
+                        before=request.before,
+                        limit=max(0, min(request.limit, PAGE)),
+                    )
+                )
+            case wire.Reserve(network=network, address=address, reservation=reservation):
+                await registry.reserve(network, address, reservation)
+            case wire.Unreserve(network=network, address=address):
+                await registry.unreserve(network, address)
+            case wire.TakeBack(owner=owner, address=address):
+                await registry.take_back(owner, address)
+            case wire.Forget(network=network):
+                await registry.forget(network)
+            case wire.Adopt(wanted=wanted, moved=moved, last=last):
+                await registry.adopt(wanted, moved, last)
+            case wire.Verify():
+                return wire.Findings(findings=await registry.verify())
+            case wire.Mend():
+                await registry.mend()
+            case wire.Metrics():
+                return wire.Text(text=await self._metrics.render())
+        return wire.Done()
 
 
 async def _send(writer: asyncio.StreamWriter, message: Json) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,36 @@ class IpamdSettings:
 
     group: str = ""  # members may ask the daemon, besides root and the daemon's own user
     max_clients: int = 128
+    metrics_port: int = 0  # TCP on 127.0.0.1; 0 for none
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DefaultPool:
+    """Where subnets for networks that name none are taken from: the blocks of `size` bits in `base`, in order."""
+
+    base: IPv4Network | IPv6Network
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.base} in /{self.size}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddressSettings:
+    """How addresses are handed out. `cooldown` is in seconds, `suspect_grace` too."""
+
+    cooldown: int = 60  # an address rests that long after its release
+    suspect_grace: int = 60  # between the first and the second look that find a lease's namespace gone
+    history_days: int = 90
+    history_rows: int = 100_000
+
+
+# Clear of what Docker, Podman and Kubernetes distributions take by default. An IPv6 pool that is not set is a /48 of
+# fd00::/8 that the store draws once for this host (RFC 4193).
+_DEFAULT_POOLS = (
+    DefaultPool(base=IPv4Network("10.168.0.0/13"), size=24),
+    DefaultPool(base=IPv4Network("192.168.128.0/17"), size=24),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +61,8 @@ class Settings:
     run_dir: Path = Path("/run/cni-bridge")
     log_level: str = "warning"
     request_timeout: int = 30
+    default_pools: tuple[DefaultPool, ...] = _DEFAULT_POOLS
+    addresses: AddressSettings = field(default_factory=AddressSettings)
     ipamd: IpamdSettings = field(default_factory=IpamdSettings)
 
     @property
@@ -65,17 +98,61 @@ def parse(document: Any, path: Path) -> Settings:
     values = _section(document, path, "", Settings)
     if "ipamd" in values:
         values["ipamd"] = IpamdSettings(**_section(values["ipamd"], path, "ipamd.", IpamdSettings))
+    if "addresses" in values:
+        values["addresses"] = AddressSettings(**_section(values["addresses"], path, "addresses.", AddressSettings))
+    if "default_pools" in values:
+        entries = values["default_pools"]
+        values["default_pools"] = tuple(_default_pool(each, path, i) for i, each in enumerate(entries))
     for key in ("state_dir", "run_dir"):
         if key in values:
             values[key] = _absolute(values[key], f"{path}: {key}")
     settings = Settings(**values)
     if settings.log_level not in LOG_LEVELS:
         raise BadSettings(f"{path}: log_level {settings.log_level!r} is none of {', '.join(LOG_LEVELS)}")
-    numbers = {"request_timeout": settings.request_timeout, "ipamd.max_clients": settings.ipamd.max_clients}
-    for key, number in numbers.items():
-        if number < 1:
-            raise BadSettings(f"{path}: {key} {number} is less than 1")
+    addresses, ipamd = settings.addresses, settings.ipamd
+    _require_at_least(
+        1,
+        path,
+        {
+            "request_timeout": settings.request_timeout,
+            "ipamd.max_clients": ipamd.max_clients,
+            "addresses.history_days": addresses.history_days,
+            "addresses.history_rows": addresses.history_rows,
+        },
+    )
+    _require_at_least(
+        0,
+        path,
+        {
+            "ipamd.metrics_port": ipamd.metrics_port,
+            "addresses.cooldown": addresses.cooldown,
+            "addresses.suspect_grace": addresses.suspect_grace,
+        },
+    )
+    if ipamd.metrics_port > 65535:
+        raise BadSettings(f"{path}: ipamd.metrics_port {ipamd.metrics_port} is no TCP port")
     return settings
+
+
+def _require_at_least(least: int, path: Path, numbers: Mapping[str, int]) -> None:
+    for key, number in numbers.items():
+        if number < least:
+            raise BadSettings(f"{path}: {key} {number} is less than {least}")
+
+
+def _default_pool(entry: Any, path: Path, position: int) -> DefaultPool:
+    at = f"default_pools[{position}]"
+    values = _section(entry, path, f"{at}.", DefaultPool)
+    if values.keys() != {"base", "size"}:
+        raise BadSettings(f"{path}: {at} needs both base and size")
+    try:
+        base = ip_network(values["base"])
+    except ValueError as error:
+        raise BadSettings(f"{path}: {at}.base is no subnet: {error}") from None
+    highest = base.max_prefixlen - 2
+    if not base.prefixlen <= values["size"] <= highest:
+        raise BadSettings(f"{path}: {at}.size {values['size']} is not between {base.prefixlen} and {highest}")
+    return DefaultPool(base=base, size=values["size"])
 
 
 _TYPES: dict[str, tuple[type, str]] = {
@@ -86,6 +163,15 @@ _TYPES: dict[str, tuple[type, str]] = {
     "ipamd": (dict, "a section"),
     "group": (str, "a group name"),
     "max_clients": (int, "a whole number"),
+    "metrics_port": (int, "a TCP port, or 0 for none"),
+    "default_pools": (list, "a list of pools, each with base and size"),
+    "base": (str, "a subnet in CIDR notation"),
+    "size": (int, "a prefix length"),
+    "addresses": (dict, "a section"),
+    "cooldown": (int, "a whole number of seconds"),
+    "suspect_grace": (int, "a whole number of seconds"),
+    "history_days": (int, "a whole number of days"),
+    "history_rows": (int, "a whole number of events"),
 }
 
 

@@ -9,17 +9,68 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import TypeVar, get_args
 
-from ipam.api import Interface, Lease, Owner, Wanted
+from ipam.api import Address, Interface, Lease, Owner, Reservation, Wanted
 from ipam.codec import Json, decode, encode
 from ipam.errors import IpamError, RequestRefused, by_name
+from ipam.registry import PAGE, Entry, Event, Finding, Moved, Place, PoolUse
 
-PROTOCOL = 1
+T = TypeVar("T")
+
+PROTOCOL = 2
 GREETING_PATIENCE = 0.3  # seconds until a silent daemon counts as absent
 HEADER_SIZE = 4
 FRAME_LIMIT = 4 << 20  # bytes; the largest message is a GC list, here of some 25 000 attachments
 
 GREETING: Json = {"service": "cni-bridge-ipam", "protocol": PROTOCOL}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """The answer to a request that has none but its success."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leases:
+    """The answer to `Allocate` and `Held`."""
+
+    leases: tuple[Lease, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pools:
+    """The answer to `ListPools`."""
+
+    pools: tuple[PoolUse, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entries:
+    """The answer to `ListEntries`."""
+
+    entries: tuple[Entry, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Events:
+    """The answer to `History`."""
+
+    events: tuple[Event, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Findings:
+    """The answer to `Verify`."""
+
+    findings: tuple[Finding, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Text:
+    """The answer to `Metrics`."""
+
+    text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,17 +117,110 @@ class Status:
     wanted: Wanted
 
 
-Request = Allocate | Release | Held | Check | Collect | Status
-_REQUESTS: dict[str, type[Request]] = {
-    each.__name__: each for each in (Allocate, Release, Held, Check, Collect, Status)
-}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListPools:
+    """`Registry.pools`."""
+
+    network: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """What came of a request; `leases` is empty but for `Allocate` and `Held`."""
+class ListEntries:
+    """`Registry.entries`; `limit` is at most `PAGE`."""
 
-    leases: tuple[Lease, ...] = ()
+    network: str | None = None
+    after: Place | None = None
+    limit: int = PAGE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class History:
+    """`Registry.history`; `limit` is at most `PAGE`."""
+
+    network: str = ""
+    address: Address | None = None
+    container: str = ""
+    before: int | None = None
+    limit: int = PAGE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reserve:
+    """`Registry.reserve`."""
+
+    network: str
+    address: Address
+    reservation: Reservation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unreserve:
+    """`Registry.unreserve`."""
+
+    network: str
+    address: Address
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TakeBack:
+    """`Registry.take_back`."""
+
+    owner: Owner
+    address: Address
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forget:
+    """`Registry.forget`."""
+
+    network: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adopt:
+    """`Registry.adopt`."""
+
+    wanted: Wanted
+    moved: tuple[Moved, ...]
+    last: tuple[Address, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verify:
+    """`Registry.verify`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mend:
+    """`Registry.mend`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metrics:
+    """The daemon's metrics in the Prometheus text format."""
+
+
+Request = (
+    Allocate
+    | Release
+    | Held
+    | Check
+    | Collect
+    | Status
+    | ListPools
+    | ListEntries
+    | History
+    | Reserve
+    | Unreserve
+    | TakeBack
+    | Forget
+    | Adopt
+    | Verify
+    | Mend
+    | Metrics
+)
+Answer = Done | Leases | Pools | Entries | Events | Findings | Text
+_REQUESTS: dict[str, type[Request]] = {each.__name__: each for each in get_args(Request)}
 
 
 def pack(message: Json) -> bytes:
@@ -126,9 +270,9 @@ def parse_request(message: Json) -> Request:
         raise RequestRefused(f"malformed request: {error}") from None
 
 
-def render_answer(leases: tuple[Lease, ...]) -> Json:
+def render_answer(answer: Answer) -> Json:
     """The answer to a request that succeeded."""
-    return {"ok": encode(Answer(leases=leases))}
+    return {"ok": encode(answer)}
 
 
 def render_failure(error: IpamError) -> Json:
@@ -136,11 +280,11 @@ def render_failure(error: IpamError) -> Json:
     return {"error": {"kind": type(error).__name__, "message": str(error)}}
 
 
-def parse_answer(message: Json) -> Answer:
-    """The answer in a message; raises the failure it carries."""
+def parse_answer(kind: type[T], message: Json) -> T:
+    """The answer of that kind in a message; raises the failure it carries."""
     if isinstance(message, dict) and isinstance(failure := message.get("error"), dict):
         raise by_name(str(failure.get("kind")))(str(failure.get("message")))
     try:
-        return decode(Answer, message["ok"])
+        return decode(kind, message["ok"])
     except (ValueError, TypeError, KeyError) as error:
         raise RequestRefused(f"malformed answer: {error}") from None

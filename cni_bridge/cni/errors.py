@@ -25,6 +25,7 @@ class Code(IntEnum):
     POOL_EXHAUSTED = 101
     ADDRESS_UNAVAILABLE = 102
     LINK_CONFLICT = 103
+    POOL_CONFLICT = 104
     KERNEL_REFUSED = 105
     FIREWALL_FAILED = 106
     IPAM_PLUGIN_FAILED = 107
@@ -101,11 +102,14 @@ class InvalidNetns(CniError):
 
 _IPAM_CODES: dict[type[ipam_errors.IpamError], Code] = {
     ipam_errors.BadRanges: Code.INVALID_CONFIG,
+    ipam_errors.PoolConflict: Code.POOL_CONFLICT,
     ipam_errors.PoolExhausted: Code.POOL_EXHAUSTED,
     ipam_errors.AddressTaken: Code.ADDRESS_UNAVAILABLE,
     ipam_errors.AddressNotOffered: Code.ADDRESS_UNAVAILABLE,
     ipam_errors.LeaseMissing: Code.CHECK_FAILED,
+    ipam_errors.NotFound: Code.INTERNAL,
     ipam_errors.StoreBusy: Code.TRY_AGAIN_LATER,
+    ipam_errors.StoreFull: Code.TRY_AGAIN_LATER,
     ipam_errors.ServiceBroken: Code.TRY_AGAIN_LATER,
     ipam_errors.ServiceUnavailable: Code.TRY_AGAIN_LATER,
     ipam_errors.StoreUnavailable: Code.IO_FAILURE,

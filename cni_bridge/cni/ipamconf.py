@@ -1,16 +1,33 @@
-"""The `ipam` section as the reference `host-local` reads it, and addresses requested by a runtime. Pure."""
+"""The `ipam` section: as the reference `host-local` reads it, and more; what a runtime requests and tells. Pure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from ipaddress import ip_network
 
 from cni_bridge.cni.errors import InvalidConfig
 from cni_bridge.cni.fields import Fields, as_objects, parse_address, parse_interface
+from cni_bridge.cni.netconf import MAX_VLAN
 from cni_bridge.cni.request import Request, blame_args
 from cni_bridge.cni.result import parse_route
-from ipam.api import Address, Dns, Owner, Range, RangeSet, Route, Wanted
+from ipam.api import (
+    ANY_LINK,
+    Address,
+    AnySubnet,
+    Dns,
+    NetnsRef,
+    Network,
+    Owner,
+    Range,
+    RangeSet,
+    Route,
+    Wanted,
+)
 from ipam.errors import BadRanges
-from ipam.ranges import build_range, build_sets, parse_subnet
+from ipam.ranges import build_range, parse_subnet, require_apart
+
+_BRIDGES = ("cni-bridge", "bridge")
+_EXTEND_A_LINK = ("macvlan", "ipvlan", "vlan", "host-device", "sriov")  # that of the default route, if none is named
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,14 +35,30 @@ class IpamConf:
     """What the configuration and the runtime say of addresses."""
 
     range_sets: tuple[RangeSet, ...] = ()
-    implied_gateways: frozenset[Address] = frozenset()  # not configured, only assumed to be the subnet's first host
+    gateways: frozenset[Address] | None = None  # that are configured; None if all are that an IPAM answers
     requested: tuple[Address, ...] = ()
+    sticky: str = ""
+    name: str = ""
+    links: tuple[str, ...] = ()
+    allow_overlap: bool = False
     routes: tuple[Route, ...] = ()
     resolv_conf: str = ""
 
-    def wanted(self, owner: Owner, dns: Dns) -> Wanted:
+    def wanted(self, owner: Owner, dns: Dns, *, netns: NetnsRef | None = None, mac: str = "") -> Wanted:
         """What the owner asks of an `Ipam`; `dns` is what `resolv_conf` says."""
-        return Wanted(owner=owner, range_sets=self.range_sets, requested=self.requested, routes=self.routes, dns=dns)
+        return Wanted(
+            owner=owner,
+            range_sets=self.range_sets,
+            requested=self.requested,
+            sticky=self.sticky,
+            name=self.name,
+            mac=mac,
+            netns=netns,
+            links=self.links,
+            allow_overlap=self.allow_overlap,
+            routes=self.routes,
+            dns=dns,
+        )
 
 
 def parse_ipam(request: Request, *, first_may_be_claimed: bool = False) -> IpamConf:
@@ -34,26 +67,39 @@ def parse_ipam(request: Request, *, first_may_be_claimed: bool = False) -> IpamC
     if not config.has("ipam"):
         raise InvalidConfig("IPAM config missing 'ipam' key")
     section = config.object("ipam")
-    runtime = config.object("runtimeConfig")
-    sets = _parse_sets(runtime, "ipRanges")
-    if section.has("subnet"):
-        sets.append([section])
-    sets += _parse_sets(section, "ranges")
+    from_runtime = _parse_sets(config.object("runtimeConfig"), "ipRanges")
+    configured = [[section]] if section.has("subnet") else []
+    configured += _parse_sets(section, "ranges")
+    for position, ranges in enumerate((*from_runtime, *configured)):
+        if not ranges:
+            raise InvalidConfig(f"range set {position} is empty")
+    sets = [_parse_set(each, first_may_be_claimed, runtime=True) for each in from_runtime]
+    sets += [_parse_set(each, first_may_be_claimed) for each in configured]
     if not sets:
-        raise InvalidConfig(f"no IP ranges specified: set {section.at('ranges')} or {section.at('subnet')}")
-    built = [[_build(each, first_may_be_claimed) for each in ranges] for ranges in sets]
+        sets = [RangeSet(any_subnet=AnySubnet(family=4))]
+    gateways = (each.address("gateway") for ranges in (*from_runtime, *configured) for each in ranges)
     return IpamConf(
-        range_sets=build_sets(built),
-        implied_gateways=frozenset(
-            made.gateway
-            for fields, ranges in zip(sets, built, strict=True)
-            for each, made in zip(fields, ranges, strict=True)
-            if made.gateway is not None and not each.string("gateway")
-        ),
+        range_sets=require_apart(tuple(sets)),
+        gateways=frozenset(each for each in gateways if each is not None),
         requested=_requested(request),
+        sticky=config.object("args").object("cni").string("sticky") or request.args.get("STICKY", ""),
+        name="/".join(filter(None, (request.args.get(f"K8S_POD_{key}", "") for key in ("NAMESPACE", "NAME")))),
+        links=_own_links(config),
+        allow_overlap=section.boolean("allowOverlap"),
         routes=tuple(parse_route(each) for each in section.objects("routes")),
         resolv_conf=section.string("resolvConf"),
     )
+
+
+def _own_links(config: Fields) -> tuple[str, ...]:
+    """The host's links on which this network's subnets belong: its bridge, or the link that it extends."""
+    kind = config.string("type")
+    if config.has("bridge") or kind in _BRIDGES:
+        bridge, vlan = config.string("bridge") or "cni0", config.integer("vlan", 0, low=0, high=MAX_VLAN)
+        return (bridge, f"{bridge}.{vlan}") if vlan else (bridge,)
+    if config.string("master"):
+        return (config.string("master"),)
+    return (ANY_LINK,) if kind in _EXTEND_A_LINK else ()
 
 
 def _parse_sets(section: Fields, key: str) -> list[list[Fields]]:
@@ -67,6 +113,26 @@ def _parse_sets(section: Fields, key: str) -> list[list[Fields]]:
     return sets
 
 
+def _parse_set(ranges: list[Fields], first_may_be_claimed: bool, *, runtime: bool = False) -> RangeSet:
+    """One range set; a subnet with the address 0 says how large one the IPAM is to choose."""
+    if len(ranges) == 1 and (wish := _any_subnet(ranges[0])) is not None:
+        return RangeSet(any_subnet=wish, runtime=runtime)
+    return RangeSet(ranges=tuple(_build(each, first_may_be_claimed) for each in ranges), runtime=runtime)
+
+
+def _any_subnet(fields: Fields) -> AnySubnet | None:
+    try:
+        subnet = parse_subnet(fields.string("subnet"))
+    except BadRanges:
+        return None  # whoever builds the range says why
+    if int(subnet.network_address) or subnet.prefixlen > subnet.max_prefixlen - 2:
+        return None
+    for key in ("rangeStart", "rangeEnd", "gateway", "exclude"):
+        if fields.has(key):
+            raise InvalidConfig(f"{fields.at(key)} goes with a subnet of its own, {subnet} is any of that size")
+    return AnySubnet(family=subnet.version, prefixlen=subnet.prefixlen or None)
+
+
 def _build(fields: Fields, first_may_be_claimed: bool) -> Range:
     if not fields.string("subnet"):
         raise InvalidConfig(f"{fields.at('subnet')} is missing")
@@ -78,10 +144,20 @@ def _build(fields: Fields, first_may_be_claimed: bool) -> Range:
             start=start,
             end=end,
             gateway=gateway,
+            exclude=tuple(_excluded(fields, i, each) for i, each in enumerate(fields.strings("exclude"))),
             first_may_be_claimed=first_may_be_claimed,
         )
     except BadRanges as error:
         raise InvalidConfig(f"{fields.path}: {error}") from None
+
+
+def _excluded(fields: Fields, position: int, text: str) -> Network:
+    try:
+        if "%" in text:
+            raise ValueError(text)
+        return ip_network(text)
+    except ValueError:
+        raise InvalidConfig(f'{fields.at("exclude")}[{position}] "{text}" is neither an address nor a subnet') from None
 
 
 def _requested(request: Request) -> tuple[Address, ...]:

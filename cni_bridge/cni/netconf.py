@@ -82,7 +82,7 @@ def parse_netconf(request: Request) -> NetConf:
         disable_container_interface=config.boolean("disableContainerInterface"),
         port_isolation=config.boolean("portIsolation"),
         dns=parse_dns(config.object("dns")),
-        mac=_parse_mac(request),
+        mac=parse_mac(request),
         ipam_type=ipam_type,
         prev_result=parse_previous(config, request.version),
     )
@@ -153,7 +153,7 @@ def _parse_mtu(config: Fields) -> int:
     return mtu
 
 
-def _parse_mac(request: Request) -> str:
+def parse_mac(request: Request) -> str:
     """The requested MAC address; a runtime's wish goes before the user's, and `args` before `CNI_ARGS`."""
     runtime, args = request.config.object("runtimeConfig"), request.config.object("args").object("cni")
     sources = (

@@ -135,7 +135,7 @@ def version_asked(stdin: bytes) -> str:
         return NEWEST
 
 
-KNOWN_ARGS = frozenset({"IgnoreUnknown", "MAC", "IP", "GATEWAY"})
+KNOWN_ARGS = frozenset({"IgnoreUnknown", "MAC", "IP", "GATEWAY", "STICKY"})
 
 
 def parse_args(text: str) -> dict[str, str]:

@@ -8,8 +8,8 @@ from cni_bridge.cni.errors import KernelRefused
 from cni_bridge.cni.result import Result
 from cni_bridge.datapath import sysctl
 from cni_bridge.datapath.netlink import Link, Netlink
-from cni_bridge.plan import ContainerSpec, NetnsRef
-from ipam.api import Interface
+from cni_bridge.plan import ContainerSpec
+from ipam.api import Interface, NetnsRef
 
 _DAD_PATIENCE = 5.0  # seconds; the kernel takes one to two
 

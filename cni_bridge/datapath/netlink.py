@@ -30,6 +30,7 @@ NO_NSID = -1
 _UNSIGNED_NO_NSID = 0xFFFFFFFF  # NETNSA_NSID_NOT_ASSIGNED
 BRIDGE_VLAN_INFO_PVID = 2
 BRIDGE_VLAN_INFO_UNTAGGED = 4
+RT_TABLE_LOCAL = 255  # rtnetlink(7)
 _AF = {4: 2, 6: 10}
 
 
@@ -188,6 +189,22 @@ class Netlink:
         with _refusals(f"list addresses of link {index}"):
             return [_address(each) for each in self._ip.get_addr(index=index)]
 
+    def all_addresses(self) -> list[tuple[int, Interface]]:
+        """Every address of every link, with the link's index."""
+        with _refusals("list addresses"):
+            return [(each["index"], _address(each).address) for each in self._ip.get_addr()]
+
+    def all_routes(self) -> list[tuple[int, Network]]:
+        """Every route's destination in every table but the local one, with a link's index for each next hop; or 0."""
+        with _refusals("list routes"):
+            messages = [each for family in (2, 10) for each in self._ip.get_routes(family=family)]
+        return [
+            (index, _destination(each))
+            for each in messages
+            if (each.get("RTA_TABLE") or each["table"]) != RT_TABLE_LOCAL
+            for index in {hop["oif"] for hop in each.get("RTA_MULTIPATH") or ()} or {each.get("RTA_OIF") or 0}
+        ]
+
     def add_address(self, index: int, address: Interface, *, dad: bool) -> bool:
         """Add the address; False if the link has it already. Without `dad` an IPv6 address is usable at once."""
         flags = {"flags": IFA_F_NODAD} if address.version == 6 and not dad else {}
@@ -236,7 +253,7 @@ class Netlink:
                 for each in self._ip.get_routes(family=family)
                 for route in _routes(each, index)
             ]
-        return [each for each in found if each.table != 255]  # RT_TABLE_LOCAL
+        return [each for each in found if each.table != RT_TABLE_LOCAL]
 
     def has_ra_route(self, index: int) -> bool:
         """Whether a router advertisement gave the link a route."""
@@ -332,11 +349,16 @@ def _address(message: Any) -> AddressState:
     )
 
 
+def _destination(message: Any) -> Network:
+    destination = message.get("RTA_DST")
+    if not destination:
+        return ip_network({2: "0.0.0.0/0", 10: "::/0"}[message["family"]])
+    return ip_network(f"{destination}/{message['dst_len']}")
+
+
 def _routes(message: Any, index: int) -> Iterator[Route]:
     """The routes in a message that lead over the link: one, or those of its next hops."""
-    family = {2: "0.0.0.0/0", 10: "::/0"}[message["family"]]
-    destination = message.get("RTA_DST")
-    dst: Network = ip_network(f"{destination}/{message['dst_len']}" if destination else family)
+    dst = _destination(message)
     metrics = message.get("RTA_METRICS")
     hops = message.get("RTA_MULTIPATH") or [message]
     for hop in hops:

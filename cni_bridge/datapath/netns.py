@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cni_bridge.cni.errors import InvalidNetns
-from cni_bridge.plan import NetnsRef
+from ipam.api import NetnsRef
 
 CLONE_NEWNET = 0x40000000
 NS_GET_NSTYPE = 0xB703  # ioctl_ns(2)

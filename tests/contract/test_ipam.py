@@ -8,6 +8,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 
@@ -17,12 +18,18 @@ from cni_bridge.cni.errors import CniError, Code, as_cni_error
 from cni_bridge.cni.request import parse_request
 from cni_bridge.ipam_exec import ExecIpam
 from ipam.api import Allocation, Dns, Interface, Ipam, Owner, Range, RangeSet, Route, Wanted
+from ipam.client import Client
 from ipam.codec import encode
 from ipam.errors import IpamError
+from ipam.host import ToldHost
 from ipam.local import LocalIpam
+from ipam.local_registry import LocalRegistry
+from ipam.metrics import Metrics
 from ipam.ranges import build_range
 from ipam.remote import RemoteIpam
 from ipam.server import Server
+from ipam.settings import Settings
+from ipam.store import Store
 from tests.support.host import BIN, REFERENCE
 
 PATIENCE = 30
@@ -71,13 +78,14 @@ class Executable:
         conf = {
             "cniVersion": self._version,
             "name": wanted.owner.network,
-            "type": "any",
+            "type": "macvlan",  # whose addresses belong on a link of this host, whatever those have
             "ipam": {
                 "type": self._executable.name,
                 "dataDir": str(self._directory / "networks"),
                 "ranges": [[_render(each) for each in offer.ranges] for offer in wanted.range_sets or POOL],
                 "routes": [{k: v for k, v in encode(each).items() if v is not None} for each in wanted.routes],
                 "resolvConf": str(resolv_conf),
+                "allowOverlap": wanted.allow_overlap,
             },
             "args": {"cni": {"ips": [str(each) for each in wanted.requested]}},
             **keys,
@@ -85,9 +93,9 @@ class Executable:
         return ExecIpam(self._executable, parse_request(environment, json.dumps(conf).encode()))
 
 
-def _render(each: Range) -> dict[str, str]:
+def _render(each: Range) -> dict[str, object]:
     ends = {"subnet": str(each.subnet), "rangeStart": str(each.first), "rangeEnd": str(each.last)}
-    return {**ends, "gateway": str(each.gateway)}
+    return {**ends, "gateway": str(each.gateway), "exclude": list(map(str, each.exclude))}
 
 
 class Calls:
@@ -124,23 +132,36 @@ class Calls:
 
 @contextmanager
 def local(runner: asyncio.Runner, directory: Path) -> Iterator[Ipam]:
-    ipam = runner.run(LocalIpam.open(directory / "ipam.db", patience=PATIENCE))
+    ipam = runner.run(LocalIpam.open(Settings(state_dir=directory), ToldHost()))
     yield ipam
     runner.run(ipam.close())
 
 
 @contextmanager
 def remote(runner: asyncio.Runner, directory: Path) -> Iterator[Ipam]:
-    stop = asyncio.Event()
-    path = directory / "ipamd.sock"
-    with local(runner, directory) as served, socket.socket(socket.AF_UNIX) as listener:
+    settings, host, path = Settings(state_dir=directory), ToldHost(), directory / "ipamd.sock"
+    store = runner.run(Store.open(settings.database, patience=PATIENCE))
+    with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen()
-        server = Server(served, allowed=lambda *_: True, max_clients=64, request_timeout=PATIENCE)
+        server, stop = runner.run(served(store, settings, host)), asyncio.Event()
         serving = runner.get_loop().create_task(server.serve(listener, stop))
-        yield RemoteIpam(path, patience=PATIENCE)
+        yield RemoteIpam(Client(path, patience=PATIENCE))
         stop.set()
         runner.run(asyncio.wait_for(serving, PATIENCE))
+    runner.run(store.close())
+
+
+async def served(store: Store, settings: Settings, host: ToldHost) -> Server:
+    registry = LocalRegistry(store, settings, host)
+    return Server(
+        LocalIpam(store, settings, host),
+        registry,
+        Metrics(registry),
+        allowed=lambda *_: True,
+        max_clients=64,
+        request_timeout=PATIENCE,
+    )
 
 
 @contextmanager
@@ -177,11 +198,13 @@ def owner(container: str, *, network: str = "net1", ifname: str = "eth0") -> Own
 
 POOL = (RangeSet(ranges=(pool("10.88.0.0/24"),)),)
 DUAL_STACK = (*POOL, RangeSet(ranges=(pool("fd00:88::/64"),)))
+MOVED = (RangeSet(ranges=(pool("10.99.0.0/24"),)),)
 TWO_ADDRESSES = (RangeSet(ranges=(pool("10.88.0.0/24", first="10.88.0.10", last="10.88.0.11"),)),)
 
 
-def wanted(holder: Owner, sets: tuple[RangeSet, ...] = POOL, *requested: str) -> Wanted:
-    return Wanted(owner=holder, range_sets=sets, requested=tuple(map(ip_address, requested)))
+def wanted(holder: Owner, sets: tuple[RangeSet, ...] = POOL, *requested: str, allow_overlap: bool = False) -> Wanted:
+    addresses = tuple(map(ip_address, requested))
+    return Wanted(owner=holder, range_sets=sets, requested=addresses, allow_overlap=allow_overlap)
 
 
 def refused(call: Callable[[], object]) -> CniError:
@@ -213,7 +236,7 @@ def test_owners_share_nothing_and_networks_are_apart(ipam: Calls) -> None:
     assert ipam.addresses(wanted(owner("a"))) == ["10.88.0.2/24"]
     assert ipam.addresses(wanted(owner("b"))) == ["10.88.0.3/24"]
     assert ipam.addresses(wanted(owner("a", ifname="eth1"))) == ["10.88.0.4/24"]
-    assert ipam.addresses(wanted(owner("a", network="net2"))) == ["10.88.0.2/24"]
+    assert ipam.addresses(wanted(owner("a", network="net2"), allow_overlap=True)) == ["10.88.0.2/24"]
 
 
 @contract
@@ -332,10 +355,39 @@ def test_a_repeat_gives_the_same_addresses(ipam: Calls) -> None:
 def test_a_repeat_that_asks_for_something_else_gets_it_instead(ipam: Calls) -> None:
     ipam.allocate(wanted(owner("a"), DUAL_STACK))
     assert ipam.addresses(wanted(owner("a"), DUAL_STACK, "10.88.0.9")) == ["10.88.0.9/24", "fd00:88::2/64"]
-    moved = (RangeSet(ranges=(pool("10.99.0.0/24"),)),)
-    assert ipam.addresses(wanted(owner("a"), moved)) == ["10.99.0.2/24"]
-    for free in ("10.88.0.2", "10.88.0.9", "fd00:88::2"):
+    ipam.allocate(wanted(owner("b"), DUAL_STACK, "10.88.0.2"))
+    ipam.release(owner("b"))
+    assert ipam.addresses(wanted(owner("a"), MOVED)) == ["10.99.0.2/24"]
+    ipam.release(owner("a"))
+    for free in ("10.88.0.9", "fd00:88::2"):
         ipam.allocate(wanted(owner("b"), DUAL_STACK, free))
+
+
+@contract_but_for_the_reference
+def test_a_subnet_in_which_others_hold_addresses_is_not_left(ipam: Calls) -> None:
+    held = ipam.addresses(wanted(owner("b"), DUAL_STACK))
+    refusal = refused(lambda: ipam.allocate(wanted(owner("a"), MOVED)))
+    assert refusal.code == Code.POOL_CONFLICT
+    assert "10.88.0.0/24" in refusal.msg
+    assert "net1/b/eth0" in refusal.msg
+    ipam.check(wanted(owner("b"), DUAL_STACK), *held)
+    refused(lambda: ipam.check(wanted(owner("a"), MOVED)))
+
+
+@contract_but_for_the_reference
+def test_a_subnet_of_another_network_is_refused(ipam: Calls) -> None:
+    ipam.allocate(wanted(owner("a")))
+    theirs = wanted(owner("a", network="net2"))
+    refusal = refused(lambda: ipam.allocate(theirs))
+    assert (refusal.code, "net1" in refusal.msg) == (Code.POOL_CONFLICT, True)
+    assert "net1" in refused(lambda: ipam.status(theirs)).msg
+
+
+@contract_but_for_the_reference
+def test_excluded_addresses_are_not_handed_out(ipam: Calls) -> None:
+    sets = (RangeSet(ranges=(replace(pool("10.88.0.0/29"), exclude=(ip_network("10.88.0.2/31"),)),)),)
+    assert ipam.addresses(wanted(owner("a"), sets)) == ["10.88.0.4/29"]
+    assert refused(lambda: ipam.allocate(wanted(owner("b"), sets, "10.88.0.3"))).code == Code.ADDRESS_UNAVAILABLE
 
 
 @contract_but_for_the_reference
@@ -359,7 +411,7 @@ def test_collect_takes_back_what_is_not_kept_in_this_network(ipam: Calls) -> Non
     kept, gone, other_interface = owner("a"), owner("b"), owner("a", ifname="eth1")
     other_network = owner("b", network="net2")
     for each in (kept, gone, other_interface, other_network):
-        ipam.allocate(wanted(each, DUAL_STACK))
+        ipam.allocate(wanted(each, DUAL_STACK, allow_overlap=True))
     ipam.collect("net1", kept)
     for each in (kept, other_network):
         ipam.check(wanted(each, DUAL_STACK))

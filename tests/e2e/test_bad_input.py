@@ -319,7 +319,7 @@ def test_directory_that_cannot_be_written(host: Host, spoil: str, directory: str
     assert (host.links().keys(), host.links("a").keys()) == (links, veths)
     host.shell(f"rm -f {STATE}/fill /run/fill; mount -o remount,rw,size=50% {STATE}; mount -o remount,rw,size=50% /run")
     if used:
-        assert {each["owner"]["container_id"] for each in host.leases()} == {"holder"}
+        assert {each["container_id"] for each in host.leases()} == {"holder"}
         host.ping("10.88.0.1", "holder")
     host.plugin("ADD", conf, "a").succeeded()
     detach(host, conf, "a", *(["holder"] if used else []))

@@ -30,7 +30,7 @@ def holdings(host: Host) -> Counter[tuple[str, str]]:
     return Counter(
         [
             *(("link", link["master"]) for link in host.links().values() if "master" in link),
-            *(("lease", lease["owner"]["network"]) for lease in host.leases()),
+            *(("lease", lease["network"]) for lease in host.leases()),
             *(("record", Path(each).parent.name) for each in host.files("/run/cni-bridge/attachments")),
             *(("rule", network) for network in ("net1", "net2") for rule in rules if f" {network}/" in rule),
         ]
@@ -124,7 +124,7 @@ def test_strays_without_a_record_are_collected(host: Host, ipam_path: str, backe
     host.plugin("ADD", other, "b", ifname="eth1").succeeded()
     host.shell("rm -r /run/cni-bridge/attachments")
     collect(host, conf, "b").succeeded()
-    assert [lease["owner"]["container_id"] for lease in host.leases() if lease["owner"]["network"] == "net1"] == [
+    assert [lease["container_id"] for lease in host.leases() if lease["network"] == "net1"] == [
         "b",
         "b",
     ]
@@ -200,7 +200,7 @@ def test_gc_goes_on_after_a_record_that_cannot_be_read(host: Host) -> None:
         result = host.plugin("ADD", conf, name).result
     host.shell("echo '{' > /run/cni-bridge/attachments/net1/a:eth0.json")
     collect(host, conf, "c")
-    assert [lease["owner"]["container_id"] for lease in host.leases()] == ["c"]
+    assert [lease["container_id"] for lease in host.leases()] == ["c"]
     assert list(host.links("a")) == list(host.links("b")) == ["lo"]
     assert all("/c/eth0" in each for each in host.nft_elements())
     host.plugin("CHECK", with_result(conf, result), "c").succeeded()

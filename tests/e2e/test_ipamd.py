@@ -8,22 +8,31 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from itertools import cycle
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from ipaddress import ip_address
+from itertools import count, cycle
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from cni_bridge import own_ipam
 from ipam import wire
-from ipam.api import Lease, Owner, RangeSet, Wanted
+from ipam.api import RangeSet, Wanted
+from ipam.client import receive
+from ipam.host import ToldHost
 from ipam.local import LocalIpam
+from ipam.local_registry import LocalRegistry
+from ipam.metrics import Metrics
 from ipam.ranges import build_range, parse_subnet
-from ipam.remote import receive
 from ipam.server import Server
 from ipam.settings import Settings
+from ipam.store import Store
+from tests.support.calls import leases, owner
 from tests.support.confs import bridge_conf
 from tests.support.host import BIN, Answer, Host, Json
 from tests.support.ipamd import (
@@ -43,6 +52,7 @@ from tests.support.ipamd import (
 
 NOBODY, NOGROUP, DAEMON = 65534, 65534, 1  # as in every Debian
 STATE = "/var/lib/cni-bridge"
+POOL_GAUGES = ("capacity", "leased", "cooling", "reserved", "free")
 CONF: Json = {
     "cniVersion": "1.1.0",
     "name": "net1",
@@ -59,14 +69,61 @@ def address(answer: Answer) -> str:
     return str(answer.result["ips"][0]["address"])
 
 
-def allocate(container: str) -> wire.Allocate:
-    pool = RangeSet(ranges=(build_range(parse_subnet("10.88.0.0/24")),))
-    owner = Owner(network="net1", container_id=container, ifname="eth0")
-    return wire.Allocate(wanted=Wanted(owner=owner, range_sets=(pool,)))
+def allocate(container: str, subnet: str = "10.88.0.0/24", end: str = "") -> wire.Allocate:
+    each = build_range(parse_subnet(subnet), end=ip_address(end) if end else None)
+    return wire.Allocate(wanted=Wanted(owner=owner(container), range_sets=(RangeSet(ranges=(each,)),)))
+
+
+def given(answer: Json) -> str:
+    (lease,) = answer["ok"]["leases"]
+    return str(lease["address"])
+
+
+def cooling(host: Host) -> int:
+    """How many addresses of the only pool are at rest, as the daemon counts them."""
+    with connected(host) as client:
+        (use,) = client.ask(wire.ListPools())["ok"]["pools"]
+    return int(use["cooling"])
+
+
+def suspects(host: Host) -> dict[str, bool]:
+    """Which containers have a lease, and whether it is suspect, as the daemon says."""
+    with connected(host) as client:
+        entries = client.ask(wire.ListEntries())["ok"]["entries"]
+    return {each["lease"]["owner"]["container_id"]: each["suspect"] is not None for each in entries if each["lease"]}
+
+
+def holders(host: Host) -> list[str]:
+    return [each["container_id"] for each in host.leases()]
 
 
 def configure(host: Host, text: str) -> None:
     host.run("tee", "/etc/cni-bridge/config.yaml", stdin=text.encode())
+
+
+def heard(daemon: Ipamd, words: str) -> str:
+    """The line on the daemon's standard error that has these words, once it is there."""
+    assert daemon.process.stderr is not None
+    line = next((line for line in daemon.process.stderr if words in line.decode()), None)
+    assert line is not None, f"it ended and never said {words!r}"
+    return line.decode()
+
+
+def is_served(host: Host, user: list[str]) -> bool:
+    said = json.loads(host.run(*user, sys.executable, "-IS", "-c", ASK, SOCKET).stdout)
+    return wire.is_greeting(said)
+
+
+MOVE_BOOT = """
+import sqlite3, sys
+with sqlite3.connect(sys.argv[1]) as connection:
+    connection.execute("UPDATE addresses SET boot_id = 'an earlier one' WHERE container_id = ?", sys.argv[2:])
+"""
+
+
+def make_earlier(host: Host, container: str) -> None:
+    """Have the container's lease be of an earlier boot."""
+    host.run(sys.executable, "-IS", "-c", MOVE_BOOT, f"{STATE}/ipam.db", container)
 
 
 LOCK = """
@@ -94,7 +151,7 @@ def test_serves_both_plugins(host: Host) -> None:
     conf = bridge_conf()
     host.plugin("ADD", conf, "a", env=ONLY_THROUGH_IPAMD).succeeded()
     assert address(call(host, "ADD", "b", ONLY_THROUGH_IPAMD)) == "10.88.0.3/24"
-    assert [each["owner"]["container_id"] for each in host.leases()] == ["a", "b"]
+    assert holders(host) == ["a", "b"]
     assert call(host, "ADD", "c", ONLY_THROUGH_IPAMD | IN_PROCESS).code == 5  # which shows who served the others
     call(host, "DEL", "b", ONLY_THROUGH_IPAMD).succeeded()
     host.plugin("DEL", conf, "a", env=ONLY_THROUGH_IPAMD).succeeded()
@@ -179,6 +236,160 @@ def test_without_a_group_other_users_are_refused_and_the_rest_served(host: Host)
     assert greets(host)
 
 
+def test_sighup_takes_new_settings(host: Host) -> None:
+    configure(host, "addresses: {cooldown: 3600}")
+    daemon, member = start_ipamd(host), as_user(NOBODY, DAEMON)
+    with connected(host) as client:
+        for name, expected in (("a", "10.88.0.2/24"), ("b", "10.88.0.3/24")):
+            assert given(client.ask(allocate(name, end="10.88.0.3"))) == expected
+        for name in "ba":
+            client.ask(wire.Release(owner=owner(name)))
+    assert (cooling(host), is_served(host, member)) == (2, False)
+    configure(host, "{log_level: info, addresses: {cooldown: 0}, ipamd: {group: daemon, max_clients: 3}}")
+    daemon.signal(signal.SIGHUP)
+    heard(daemon, "the settings were read again")  # in a line of the new log level
+    assert (cooling(host), is_served(host, member)) == (0, True)
+    with connected(host) as client:
+        # The next in turn; while both rest it would be b's, who left first.
+        assert given(client.ask(allocate("c", end="10.88.0.3"))) == "10.88.0.2/24"
+    with ExitStack() as held:
+        clients = [Client(host) for _ in range(4)]
+        for each in clients:
+            held.enter_context(each.socket)
+        said = [each.receive() or {} for each in clients]
+    assert [each["error"]["kind"] for each in said if "error" in each][:1] == ["StoreBusy"]
+
+
+def test_sighup_names_the_settings_that_need_a_restart(host: Host) -> None:
+    daemon = start_ipamd(host)
+    configure(host, "{state_dir: /run/other, run_dir: /run/other, ipamd: {metrics_port: 9464}}")
+    daemon.signal(signal.SIGHUP)
+    for name, value in (("state_dir", STATE), ("run_dir", "/run/cni-bridge"), ("ipamd.metrics_port", "0")):
+        assert f"{name} is {value} until the next start" in heard(daemon, f"{name} ")
+    assert greets(host)
+    daemon.stop()
+    assert not outside_path(host, SOCKET).exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("{addresses: {cooldown: 0}, ipamd: {group: nosuchgroup}}", "nosuchgroup"),
+        ("{addresses: {cooldown: 0, warmup: 1}, ipamd: {group: ''}}", "addresses.warmup"),
+        ("{", "/etc/cni-bridge/config.yaml"),
+    ],
+    ids=["no group", "unknown key", "no YAML"],
+)
+def test_bad_settings_on_sighup_are_told_and_change_nothing(host: Host, text: str, named: str) -> None:
+    configure(host, "{addresses: {cooldown: 3600}, ipamd: {group: daemon}}")
+    daemon = start_ipamd(host)
+    call(host, "ADD", "a").succeeded()
+    call(host, "DEL", "a").succeeded()
+    configure(host, text)
+    daemon.signal(signal.SIGHUP)
+    assert named in heard(daemon, "the settings stay as they were")
+    assert (cooling(host), is_served(host, as_user(NOBODY, DAEMON))) == (1, True)
+
+
+def samples(text: str) -> dict[tuple[str, ...], float]:
+    """The values in a text of metrics, each by its name and the values of its labels, in order of the labels' names."""
+    families = text_string_to_metric_families(text)
+    return {
+        (each.name, *(each.labels[label] for label in sorted(each.labels))): each.value
+        for family in families
+        for each in family.samples
+    }
+
+
+def test_metrics_over_the_socket_and_on_a_tcp_port_of_the_loopback_address(host: Host) -> None:
+    configure(host, "ipamd: {metrics_port: 9464}")
+    start_ipamd(host)
+    with connected(host) as client:
+        for name in "abc":  # the third finds none
+            client.ask(allocate(name, "10.88.0.0/29", end="10.88.0.3"))
+        client.ask(wire.Release(owner=owner("a")))
+        client.send({"Drop": {}})
+        client.receive()
+    for words in (
+        [BIN / "cni-bridgectl", "metrics"],
+        ["busybox", "wget", "-q", "-O", "-", "http://127.0.0.1:9464/metrics"],
+    ):
+        found = samples(host.run(*words).stdout)
+        pool = {name: found[f"ipam_pool_{name}", "net1", "10.88.0.0/29"] for name in POOL_GAUGES}
+        assert pool == {"capacity": 2, "leased": 1, "cooling": 1, "reserved": 0, "free": 0}
+        assert found["ipam_requests_total", "Allocate", "ok"] == 2
+        assert found["ipam_requests_total", "Allocate", "PoolExhausted"] == 1
+        assert found["ipam_requests_total", "Release", "ok"] == 1
+        assert found["ipam_requests_total", "unknown", "RequestRefused"] == 1
+        assert found["ipam_request_seconds_bucket", "+Inf", "Allocate"] == 3
+        assert found["ipam_request_seconds_count", "Allocate"] == 3
+        assert found["ipam_request_seconds_sum", "Allocate"] > 0
+    host.run("ip", "address", "add", "192.0.2.1/32", "dev", "lo")
+    assert host.run("busybox", "wget", "-q", "-O", "-", "http://192.0.2.1:9464/metrics", check=False).returncode == 1
+
+
+def test_a_metrics_port_in_use_is_named_in_a_line_and_nothing_is_left(host: Host) -> None:
+    configure(host, "ipamd: {metrics_port: 9464}")
+    host.start_whoami(9464)
+    assert "127.0.0.1:9464" in Ipamd(host).refused()
+    assert not outside_path(host, SOCKET).exists()
+
+
+@pytest.mark.parametrize(
+    ("user", "grace", "ended"),
+    [([], 0, True), ([], 3600, False), (as_user(NOBODY, NOGROUP), 0, False)],
+    ids=["root after the grace", "root within the grace", "another user"],
+)
+def test_who_ends_a_lease_of_an_earlier_boot(host: Host, user: list[str], grace: int, ended: bool) -> None:
+    """The daemon looks when it starts. In one look it first ends leases and then marks others as suspect."""
+    configure(host, f"addresses: {{suspect_grace: {grace}}}")
+    host.shell(f"install -d /run/cni-bridge; chown {NOBODY}:{NOGROUP} /run/cni-bridge {STATE}")
+    host.add_netns("living")  # the only one that has a namespace
+    for name in ("first", "second", "living", "of_this_boot"):
+        call(host, "ADD", name).succeeded()
+    for name in ("first", "living"):
+        make_earlier(host, name)
+    daemon = start_ipamd(host, *user)
+    wait_until(lambda: suspects(host)["first"], "the first look marks nothing")
+    assert suspects(host) == {"first": True, "second": False, "living": False, "of_this_boot": False}
+    daemon.stop()
+    make_earlier(host, "second")
+    daemon = start_ipamd(host, *user)
+    wait_until(lambda: suspects(host)["second"], "the second look marks nothing")
+    assert suspects(host) == {
+        **({} if ended else {"first": True}),
+        "second": True,
+        "living": False,
+        "of_this_boot": False,
+    }
+    assert address(call(host, "ADD", "second", ONLY_THROUGH_IPAMD)) == "10.88.0.3/24"  # it lives, and asks again
+    assert suspects(host)["second"] is False
+    daemon.stop()
+
+
+def test_an_answered_lease_is_in_the_database_although_the_daemon_is_killed(host: Host) -> None:
+    daemon, answered, enough = start_ipamd(host), dict[str, str](), threading.Event()
+
+    def keep_asking(name: str) -> None:
+        with connected(host) as client, suppress(ConnectionError):
+            for container in (f"{name}-{number}" for number in count()):
+                answer = client.ask(allocate(container, "10.88.0.0/16"))
+                if answer is None:
+                    break
+                answered[container] = given(answer)
+                if len(answered) >= 100:
+                    enough.set()
+
+    with ThreadPoolExecutor(16) as clients:
+        asking = [clients.submit(keep_asking, f"c{number}") for number in range(16)]
+        assert enough.wait(60)
+        daemon.signal(signal.SIGKILL)
+    assert [each.result() for each in asking] == [None] * 16
+    assert len(set(answered.values())) == len(answered)
+    stored = {each["container_id"]: each["address"] for each in host.leases()}
+    assert answered.items() <= stored.items()
+
+
 @pytest.mark.parametrize(
     ("frame", "words"),
     [
@@ -222,7 +433,7 @@ def test_garbage_is_answered_in_words_and_harms_nobody(host: Host, frame: bytes,
 )
 def test_ranges_that_no_plugin_sends_are_refused_and_harm_nobody(host: Host, wanted: Json) -> None:
     start_ipamd(host)
-    owner = {"network": "net1", "container_id": "a", "ifname": "eth0"}
+    owner = {"network": "net2", "container_id": "a", "ifname": "eth0"}
     with connected(host) as client:
         client.send({"Allocate": {"wanted": {"owner": owner, **wanted}}})
         answer = client.receive()
@@ -266,7 +477,7 @@ def test_a_request_has_a_deadline_and_leaves_nothing_behind(host: Host) -> None:
             assert call(host, "ADD", "b").code == 11
             assert call(host, "ADD", "b", IN_PROCESS).code == 11
         assert "ok" in client.ask(allocate("c"))
-    assert [each["owner"]["container_id"] for each in host.leases()] == ["c"]
+    assert holders(host) == ["c"]
     assert address(call(host, "ADD", "b")) == "10.88.0.3/24"
 
 
@@ -290,6 +501,7 @@ def test_one_daemon_for_a_state_directory(host: Host) -> None:
         ("mkdir -p /run/cni-bridge/ipamd.sock", SOCKET),
         (f"mkdir {STATE}/ipamd.lock", "ipamd.lock"),
         (f"echo garbage > {STATE}/ipam.db", f"{STATE}/ipam.db"),
+        ("touch /run/f; echo 'state_dir: /run/f/state' > /etc/cni-bridge/config.yaml", "/run/f"),
         ("echo 'ipamd: {group: nosuchgroup}' > /etc/cni-bridge/config.yaml", "nosuchgroup"),
         ("echo 'ipamd: {grp: daemon}' > /etc/cni-bridge/config.yaml", "ipamd.grp"),
         ("echo 'state_dir: var' > /etc/cni-bridge/config.yaml", "state_dir"),
@@ -301,6 +513,7 @@ def test_one_daemon_for_a_state_directory(host: Host) -> None:
         "socket is a directory",
         "lock is a directory",
         "no database",
+        "state below a file",
         "no group",
         "unknown key",
         "relative directory",
@@ -330,7 +543,7 @@ def test_sigterm_finishes_the_request_under_way(host: Host) -> None:
         said = client.receive()
         assert said is not None and "ok" in said
     assert daemon.process.wait(20) == 0
-    assert [each["owner"]["container_id"] for each in host.leases()] == ["a"]
+    assert holders(host) == ["a"]
 
 
 def test_sigterm_ends_it_although_a_client_never_reads(host: Host) -> None:
@@ -416,21 +629,36 @@ def test_half_through_ipamd_and_half_in_process(host: Host) -> None:
     host.assert_nothing_left()
 
 
-def in_process_server(
-    ipam: LocalIpam, settings: Settings, max_clients: int = 8
-) -> tuple[asyncio.Event, asyncio.Task[None], list[int]]:
-    """A daemon in this process: what stops it, its task, and the user of each connection so far."""
-    listener, users = socket.socket(socket.AF_UNIX), list[int]()
-    listener.bind(str(settings.ipamd_socket))
-    listener.listen()  # from here on clients get in: the task has not begun yet
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InProcess:
+    """What stops the daemon, its task, and the user of each connection so far."""
+
+    stop: asyncio.Event
+    serving: asyncio.Task[None]
+    users: list[int]
+
+
+@asynccontextmanager
+async def in_process_daemon(settings: Settings, max_clients: int = 8) -> AsyncIterator[InProcess]:
+    """A daemon in this process."""
+    users: list[int] = []
 
     def allowed(user: int, _: set[int]) -> bool:
         users.append(user)
         return True
 
-    server = Server(ipam, allowed=allowed, max_clients=max_clients, request_timeout=10)
-    stop = asyncio.Event()
-    return stop, asyncio.create_task(server.serve(listener, stop)), users
+    store, host, stop = await Store.open(settings.database, patience=10), ToldHost(), asyncio.Event()
+    ipam, registry = LocalIpam(store, settings, host), LocalRegistry(store, settings, host)
+    rules = {"allowed": allowed, "max_clients": max_clients, "request_timeout": 10}
+    server = Server(ipam, registry, Metrics(registry), **rules)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(settings.ipamd_socket))
+    listener.listen()  # from here on clients get in: the task has not begun yet
+    serving = asyncio.create_task(server.serve(listener, stop))
+    yield InProcess(stop=stop, serving=serving, users=users)
+    stop.set()
+    await serving
+    await store.close()
 
 
 def settings_in(directory: Path) -> Settings:
@@ -441,14 +669,12 @@ def settings_in(directory: Path) -> Settings:
 def test_a_daemon_that_goes_during_a_request_is_replaced_by_the_database(tmp_path: Path, asked: str) -> None:
     settings, wanted = settings_in(tmp_path), allocate("a").wanted
 
-    async def story() -> list[Lease]:
-        behind = await LocalIpam.open(settings.database, patience=10)
-        stop, serving, users = in_process_server(behind, settings)
-        async with own_ipam.opened(settings) as ipam:
+    async def story() -> None:
+        async with in_process_daemon(settings) as daemon, own_ipam.opened(settings, ToldHost()) as ipam:
             given = await ipam.allocate(wanted)
-            assert len(users) == 1, "by the daemon"
-            stop.set()
-            await serving
+            assert len(daemon.users) == 1, "by the daemon"
+            daemon.stop.set()
+            await daemon.serving
             calls: dict[str, Callable[[], Awaitable[object]]] = {
                 "release": lambda: ipam.release(wanted.owner),
                 "held": lambda: ipam.held(wanted.owner),
@@ -458,34 +684,27 @@ def test_a_daemon_that_goes_during_a_request_is_replaced_by_the_database(tmp_pat
                 "status": lambda: ipam.status(wanted),
             }
             said = await calls[asked]()
-        assert len(users) == 1, "not by the daemon"
-        left = await behind.leases()
-        await behind.close()
-        expected = {"held": given.leases, "allocate": given}.get(asked)
-        assert said == expected
-        return left
+            assert len(daemon.users) == 1, "not by the daemon"
+        assert said == {"held": given.leases, "allocate": given}.get(asked)
 
-    assert len(asyncio.run(story())) == (0 if asked in ("release", "collect") else 1)
+    asyncio.run(story())
+    assert len(leases(settings.database)) == (0 if asked in ("release", "collect") else 1)
 
 
 def test_a_request_that_a_full_daemon_refuses_is_served_by_the_database(tmp_path: Path) -> None:
     settings, wanted = settings_in(tmp_path), allocate("a").wanted
 
     async def story() -> None:
-        behind = await LocalIpam.open(settings.database, patience=10)
-        stop, serving, users = in_process_server(behind, settings, max_clients=1)
-        reader, writer = await asyncio.open_unix_connection(settings.ipamd_socket)
-        assert wire.is_greeting(await receive(reader))
-        async with own_ipam.opened(settings) as ipam:
-            given = await ipam.allocate(wanted)
-            assert tuple(await behind.leases()) == given.leases
-            await ipam.release(wanted.owner)
-            assert await behind.leases() == []
-        assert len(users) == 2, "the daemon was asked, and not again after its refusal"
-        writer.close()
-        stop.set()
-        await serving
-        await behind.close()
+        async with in_process_daemon(settings, max_clients=1) as daemon:
+            reader, writer = await asyncio.open_unix_connection(settings.ipamd_socket)
+            assert wire.is_greeting(await receive(reader))
+            async with own_ipam.opened(settings, ToldHost()) as ipam:
+                given = await ipam.allocate(wanted)
+                assert tuple(leases(settings.database)) == given.leases
+                await ipam.release(wanted.owner)
+                assert leases(settings.database) == []
+            assert len(daemon.users) == 2, "the daemon was asked, and not again after its refusal"
+            writer.close()
 
     asyncio.run(story())
 

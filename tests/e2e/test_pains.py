@@ -49,7 +49,7 @@ def test_full_disk_costs_no_address(host: Host) -> None:
     host.plugin("ADD", conf, "a").succeeded()
     host.plugin("DEL", conf, "a").succeeded()
     host.shell(
-        "mount -o remount,size=128k /var/lib/cni-bridge; dd if=/dev/zero of=/var/lib/cni-bridge/filler", check=False
+        "mount -o remount,size=1m /var/lib/cni-bridge; dd if=/dev/zero of=/var/lib/cni-bridge/filler", check=False
     )
     refused = host.plugin("ADD", conf, "a")
     assert "/var/lib/cni-bridge" in refused.error["msg"]

@@ -10,8 +10,25 @@ from ipaddress import IPv4Address, ip_address, ip_interface, ip_network
 
 import pytest
 
-from ipam.api import Address, Dns, Interface, Lease, Network, Owner, Route, Wanted
+from ipam.api import (
+    Address,
+    AnySubnet,
+    Dns,
+    Interface,
+    Lease,
+    NetnsRef,
+    Network,
+    Owner,
+    RangeSet,
+    Reservation,
+    ReservedFor,
+    Route,
+    Wanted,
+)
+from ipam.clock import Moment
 from ipam.codec import decode, encode
+from ipam.ranges import build_range
+from ipam.registry import Entry, Place
 from tests.support.calls import OWNER, owner, range_sets
 
 
@@ -105,6 +122,27 @@ def test_decode() -> None:
         Route(dst=ip_network("0.0.0.0/0"), gw=ip_address("10.0.0.1"), mtu=1400, table=0),
         Route(dst=ip_network("::/0")),
         Lease(owner=OWNER, address=ip_interface("fd00::2/64"), gateway=None, since=datetime.now(UTC)),
+        Lease(
+            owner=OWNER,
+            address=ip_interface("10.0.0.2/24"),
+            gateway=ip_address("10.0.0.1"),
+            since=datetime.now(UTC),
+            boot_id="a",
+            name="shop/web-0",
+            mac="02:00:00:00:00:01",
+            netns=NetnsRef(path="/run/netns/c1", device=4, inode=1 << 63),
+        ),
+        RangeSet(any_subnet=AnySubnet(family=6, prefixlen=80), runtime=True),
+        build_range(ip_network("10.0.0.0/24"), exclude=(ip_network("10.0.0.9/32"), ip_network("10.0.0.64/26"))),
+        Place(network="net1", address=ip_address("fd00::1")),
+        Moment(boot_id="a", seconds=1234.5),
+        Moment(boot_id="a", seconds=60.0),
+        Entry(
+            network="net1",
+            address=ip_address("10.0.0.2"),
+            released=Moment(boot_id="a", seconds=0.1),
+            reservation=Reservation(kind=ReservedFor.STICKY, value="db"),
+        ),
         Wanted(owner=OWNER),
         Wanted(
             owner=OWNER,

@@ -19,14 +19,31 @@ from cni_bridge.cni.errors import (
     UnsupportedField,
     as_cni_error,
 )
-from ipam.errors import AddressTaken, BadRanges, IpamError, PoolExhausted, StoreBusy, by_name
+from ipam.errors import (
+    AddressTaken,
+    BadRanges,
+    IpamError,
+    NotFound,
+    PoolConflict,
+    PoolExhausted,
+    StoreBusy,
+    StoreFull,
+    by_name,
+)
+
+# NotFound is an answer to operators, never to a runtime.
+OF_REQUESTS = [each for each in (*IpamError.__subclasses__(), StoreFull) if each is not NotFound]
 
 
-@pytest.mark.parametrize("kind", IpamError.__subclasses__(), ids=lambda kind: kind.__name__)
-def test_every_ipam_failure_has_a_code_of_its_own(kind: type[IpamError]) -> None:
+@pytest.mark.parametrize("kind", OF_REQUESTS, ids=lambda kind: kind.__name__)
+def test_every_ipam_failure_of_a_request_has_a_code_of_its_own(kind: type[IpamError]) -> None:
     error = as_cni_error(kind("the reason"))
     assert error.code != Code.INTERNAL
     assert error.msg == "the reason"
+
+
+@pytest.mark.parametrize("kind", [IpamError, NotFound, *OF_REQUESTS], ids=lambda kind: kind.__name__)
+def test_every_ipam_failure_is_found_by_its_name(kind: type[IpamError]) -> None:
     assert by_name(kind.__name__) is kind
 
 
@@ -36,7 +53,9 @@ def test_every_ipam_failure_has_a_code_of_its_own(kind: type[IpamError]) -> None
         (BadRanges("x"), 7),
         (PoolExhausted("x"), 101),
         (AddressTaken("x"), 102),
+        (PoolConflict("x"), 104),
         (StoreBusy("x"), 11),
+        (StoreFull("x"), 11),
         (InvalidConfig("x"), 7),
         (DecodingFailure("x"), 6),
         (InvalidNetns("x"), 8),

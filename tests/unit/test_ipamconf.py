@@ -8,7 +8,7 @@ import pytest
 
 from cni_bridge.cni.errors import Code, as_cni_error
 from cni_bridge.cni.ipamconf import IpamConf, parse_ipam
-from ipam.api import Dns, Route
+from ipam.api import ANY_LINK, AnySubnet, Dns, NetnsRef, RangeSet, Route
 from tests.support.calls import OWNER, refusal, request
 
 SUBNET = {"subnet": "10.88.0.0/24"}
@@ -51,12 +51,60 @@ def test_ranges_of_the_runtime_are_enough(ipam: object) -> None:
     assert [str(each) for each in conf.range_sets] == ["10.88.0.1-10.88.0.254"]
 
 
-def test_implied_gateways_are_those_that_nobody_configured() -> None:
+def test_what_the_runtime_passes_is_told_from_what_is_configured() -> None:
+    conf = parse(SUBNET, runtimeConfig={"ipRanges": [[{"subnet": "10.89.0.0/24"}], [{"subnet": "::/80"}]]})
+    assert [each.runtime for each in conf.range_sets] == [True, True, False]
+
+
+@pytest.mark.parametrize("ipam", [{}, {"subnet": None}, {"ranges": None}, {"ranges": []}, {"type": "cni-ipam"}])
+def test_without_a_subnet_the_ipam_chooses_one(ipam: object) -> None:
+    conf = parse(ipam)
+    assert conf.range_sets == (RangeSet(any_subnet=AnySubnet(family=4)),)
+    assert conf.gateways == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("subnet", "wish"),
+    [
+        ("0.0.0.0/25", AnySubnet(family=4, prefixlen=25)),
+        ("0.0.0.0/30", AnySubnet(family=4, prefixlen=30)),
+        ("0.0.0.0/1", AnySubnet(family=4, prefixlen=1)),
+        ("0.0.0.0/0", AnySubnet(family=4)),
+        ("::/80", AnySubnet(family=6, prefixlen=80)),
+        ("0::/126", AnySubnet(family=6, prefixlen=126)),
+        ("::/0", AnySubnet(family=6)),
+    ],
+)
+def test_a_subnet_of_the_zero_address_is_any_of_that_size(subnet: str, wish: AnySubnet) -> None:
+    expected = RangeSet(any_subnet=wish)
+    assert parse({"subnet": subnet}).range_sets == (expected,)
+    both = parse({"ranges": [[{"subnet": subnet}], [{"Subnet": "10.88.0.0/24"}]]}).range_sets
+    assert (both[0], str(both[1])) == (expected, "10.88.0.1-10.88.0.254")
+
+
+@pytest.mark.parametrize("subnet", ["0.0.0.0/31", "0.0.0.0/32", "::/127", "::/128"])
+def test_a_subnet_without_room_for_a_gateway_is_meant_as_it_is(subnet: str) -> None:
+    (offer,) = parse({"subnet": subnet}).range_sets
+    assert [each.subnet for each in offer.ranges] == [ip_network(subnet)]
+
+
+def test_excluded_are_addresses_and_subnets() -> None:
+    conf = parse({"ranges": [[{**SUBNET, "EXCLUDE": ["10.88.0.9", "10.88.0.64/26"]}], [{"subnet": "fd00::/64"}]]})
+    (first,), (second,) = (each.ranges for each in conf.range_sets)
+    assert first.exclude == (ip_network("10.88.0.9/32"), ip_network("10.88.0.64/26"))
+    assert second.exclude == ()
+    (offer,) = parse({**SUBNET, "exclude": ["10.88.0.9"]}).range_sets
+    assert offer.ranges[0].exclude == first.exclude[:1]
+
+
+def test_gateways_are_those_that_somebody_configured() -> None:
     conf = parse(
-        {"ranges": [[SUBNET], [{"subnet": "10.89.0.0/24", "gateway": "10.89.0.1"}], [{"subnet": "fd00::/64"}]]}
+        {"ranges": [[SUBNET], [{"subnet": "10.89.0.0/24", "gateway": "10.89.0.1"}], [{"subnet": "fd00::/64"}]]},
+        runtimeConfig={"ipRanges": [[{"subnet": "10.90.0.0/24", "gateway": "10.90.0.9"}]]},
     )
-    assert [str(each.ranges[0].gateway) for each in conf.range_sets] == ["10.88.0.1", "10.89.0.1", "fd00::1"]
-    assert conf.implied_gateways == {ip_address("10.88.0.1"), ip_address("fd00::1")}
+    given = [str(each.ranges[0].gateway) for each in conf.range_sets]
+    assert given == ["10.90.0.9", "10.88.0.1", "10.89.0.1", "fd00::1"]
+    assert conf.gateways == {ip_address("10.89.0.1"), ip_address("10.90.0.9")}
 
 
 def test_a_range_that_starts_at_the_first_host_may_claim_it() -> None:
@@ -107,8 +155,6 @@ def test_bad_requested_address_in_cni_args_is_a_bad_environment() -> None:
     ("ipam", "code", "msg"),
     [
         (None, Code.INVALID_CONFIG, "IPAM config missing 'ipam' key"),
-        ({}, Code.INVALID_CONFIG, "no IP ranges specified: set ipam.ranges or ipam.subnet"),
-        ({"ranges": []}, Code.INVALID_CONFIG, "no IP ranges specified"),
         ({"ranges": [[]]}, Code.INVALID_CONFIG, "range set 0 is empty"),
         ({"ranges": [SUBNET]}, Code.INVALID_CONFIG, "ipam.ranges[0] is not a list of ranges"),
         ({"ranges": [[None]]}, Code.DECODING_FAILURE, "ipam.ranges[0][0] is null, expected an object"),
@@ -128,6 +174,32 @@ def test_bad_requested_address_in_cni_args_is_a_bad_environment() -> None:
         ({**SUBNET, "ranges": [[SUBNET]]}, Code.INVALID_CONFIG, "range set 0 overlaps with range set 1"),
         ({"ranges": [[SUBNET, SUBNET]]}, Code.INVALID_CONFIG, "range set 0: ranges"),
         ({"ranges": [[SUBNET, {"subnet": "fd00::/64"}]]}, Code.INVALID_CONFIG, "range set 0 mixes IPv4 and IPv6"),
+        ({**SUBNET, "exclude": "10.88.0.9"}, Code.DECODING_FAILURE, 'ipam.exclude is "10.88.0.9", expected a list'),
+        ({**SUBNET, "exclude": [9]}, Code.DECODING_FAILURE, "ipam.exclude[0] is 9, expected a string"),
+        (
+            {"ranges": [[{**SUBNET, "exclude": ["10.88.0.9", "10.88.0.1/24"]}]]},
+            Code.INVALID_CONFIG,
+            'ipam.ranges[0][0].exclude[1] "10.88.0.1/24" is neither an address nor a subnet',
+        ),
+        (
+            {"subnet": "fe80::/64", "exclude": ["fe80::1%eth0"]},
+            Code.INVALID_CONFIG,
+            'ipam.exclude[0] "fe80::1%eth0" is neither an address nor a subnet',
+        ),
+        (
+            {**SUBNET, "exclude": ["10.89.0.9"]},
+            Code.INVALID_CONFIG,
+            "ipam: exclude 10.89.0.9/32 is not in subnet 10.88.0.0/24",
+        ),
+        *(
+            (
+                {"subnet": "0.0.0.0/24", key: value},
+                Code.INVALID_CONFIG,
+                f"ipam.{key} goes with a subnet of its own, 0.0.0.0/24 is any of that size",
+            )
+            for key, value in {**dict.fromkeys(("rangeStart", "rangeEnd", "gateway"), "0.0.0.9"), "exclude": []}.items()
+        ),
+        ({**SUBNET, "allowOverlap": "yes"}, Code.DECODING_FAILURE, 'ipam.allowOverlap is "yes", expected true or'),
         ({**SUBNET, "routes": {}}, Code.DECODING_FAILURE, "ipam.routes is {}, expected a list"),
         ({**SUBNET, "routes": [{"dst": "x"}]}, Code.INVALID_CONFIG, 'ipam.routes[0].dst "x" is not a destination'),
         ({**SUBNET, "routes": [{}]}, Code.INVALID_CONFIG, 'ipam.routes[0].dst "" is not a destination'),
@@ -179,3 +251,75 @@ def test_routes_and_dns_come_back_as_configured() -> None:
             scope=0,
         ),
     )
+
+
+@pytest.mark.parametrize(
+    ("section", "allowed"), [({}, False), ({"allowOverlap": False}, False), ({"AllowOverlap": True}, True)]
+)
+def test_a_subnet_overlaps_others_only_if_that_is_allowed(section: dict[str, object], allowed: bool) -> None:
+    assert parse({**SUBNET, **section}).allow_overlap is allowed
+
+
+@pytest.mark.parametrize(
+    ("args", "keys", "sticky"),
+    [
+        ("", {}, ""),
+        ("", {"args": {"cni": {"sticky": "db"}}}, "db"),
+        ("STICKY=db", {}, "db"),
+        ("STICKY=of the runtime", {"args": {"cni": {"sticky": "db"}}}, "db"),
+        ("STICKY=db", {"args": {"cni": {"sticky": ""}}}, "db"),
+        ("STICKY=", {"args": {"cni": None}}, ""),
+    ],
+)
+def test_a_sticky_key_of_the_configuration_goes_before_that_of_cni_args(
+    args: str, keys: dict[str, object], sticky: str
+) -> None:
+    assert parse_ipam(request({"CNI_ARGS": args}, ipam=SUBNET, **keys)).sticky == sticky
+
+
+def test_a_sticky_key_is_a_string() -> None:
+    error = refusal(parse_ipam, request(ipam=SUBNET, args={"cni": {"sticky": True}}))
+    assert (error.code, error.msg) == (Code.DECODING_FAILURE, "args.cni.sticky is true, expected a string")
+
+
+@pytest.mark.parametrize(
+    ("args", "name"),
+    [
+        ("", ""),
+        ("IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-0;K8S_POD_INFRA_CONTAINER_ID=c1", "shop/web-0"),
+        ("IgnoreUnknown=1;K8S_POD_NAME=web-0", "web-0"),
+    ],
+)
+def test_the_name_is_that_of_the_pod(args: str, name: str) -> None:
+    assert parse_ipam(request({"CNI_ARGS": args}, ipam=SUBNET)).name == name
+
+
+@pytest.mark.parametrize(
+    ("keys", "links"),
+    [
+        ({"type": "cni-bridge"}, ("cni0",)),
+        ({"type": "bridge", "bridge": ""}, ("cni0",)),
+        ({"type": "bridge", "Bridge": "br1"}, ("br1",)),
+        ({"type": "bridge", "bridge": "br1", "vlan": 7}, ("br1", "br1.7")),
+        ({"type": "bridge", "vlan": 0}, ("cni0",)),
+        ({"type": "some-other", "bridge": "br1"}, ("br1",)),
+        ({"type": "macvlan", "master": "eth0"}, ("eth0",)),
+        ({"type": "some-other", "master": "eth0"}, ("eth0",)),
+        *(({"type": each}, (ANY_LINK,)) for each in ("macvlan", "ipvlan", "vlan", "host-device", "sriov")),
+        ({"type": "macvlan", "master": ""}, (ANY_LINK,)),
+        ({"type": "ptp"}, ()),
+    ],
+    ids=str,
+)
+def test_the_networks_own_links(keys: dict[str, object], links: tuple[str, ...]) -> None:
+    assert parse(SUBNET, **keys).links == links
+
+
+def test_what_is_wanted_has_all_that_was_said() -> None:
+    args = "IgnoreUnknown=1;STICKY=db;IP=10.88.0.5;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-0"
+    conf = parse_ipam(request({"CNI_ARGS": args}, bridge="br1", ipam={**SUBNET, "allowOverlap": True}))
+    netns = NetnsRef(path="/run/netns/c1", device=4, inode=7)
+    wanted = conf.wanted(OWNER, Dns(), netns=netns, mac="02:00:00:00:00:01")
+    assert (wanted.requested, wanted.sticky, wanted.name) == ((ip_address("10.88.0.5"),), "db", "shop/web-0")
+    assert (wanted.links, wanted.allow_overlap) == (("br1",), True)
+    assert (wanted.netns, wanted.mac) == (netns, "02:00:00:00:00:01")

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 import tempfile
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
-from itertools import count
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
-from hypothesis import settings
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from ipam.api import Address, Allocation, Dns, Owner, RangeSet, Route, Wanted
-from ipam.errors import AddressNotOffered, AddressTaken, IpamError, LeaseMissing, PoolExhausted
+from ipam.allocator import Run, merged
+from ipam.api import Address, Allocation, AnySubnet, Dns, Owner, RangeSet, Route, Wanted
+from ipam.blobs import to_number
+from ipam.clock import Moment, now
+from ipam.errors import AddressNotOffered, AddressTaken, IpamError, LeaseMissing, PoolConflict, PoolExhausted
+from ipam.host import ToldHost
 from ipam.local import LocalIpam
-from ipam.store import from_blob
-from tests.support.calls import OWNER, owner, range_sets
+from ipam.settings import AddressSettings, Settings
+from tests.support.calls import OWNER, Clock, behind, entries, leases, owner, range_sets, taken_runs
 
 T = TypeVar("T")
 
@@ -31,33 +33,24 @@ POOLS = tuple(
 )
 
 
-def wanted(of: Owner, *requested: str, sets: tuple[RangeSet, ...] = SETS) -> Wanted:
-    return Wanted(owner=of, range_sets=sets, requested=tuple(map(ip_address, requested)))
+def wanted(of: Owner, *requested: str, sets: tuple[RangeSet, ...] = SETS, shared: bool = False) -> Wanted:
+    """`shared`: the network's subnets may be those of others too."""
+    return Wanted(owner=of, range_sets=sets, requested=tuple(map(ip_address, requested)), allow_overlap=shared)
 
 
 def addresses(given: Allocation) -> list[str]:
     return [str(each.address.ip) for each in given.leases]
 
 
-def taken_runs(database: Path, network: str = "net1") -> list[tuple[int, int]]:
-    """The runs that the database keeps, read behind the program's back."""
-    connection = sqlite3.connect(database)
-    try:
-        rows = connection.execute("SELECT first, last FROM taken WHERE network = ? ORDER BY first", (network,))
-        return [(int(from_blob(first)), int(from_blob(last))) for first, last in rows]
-    finally:
-        connection.close()
+def runs_of(*some: Address | str) -> tuple[Run, ...]:
+    """The addresses as runs."""
+    numbers = [to_number(ip_address(each)) for each in some]
+    return merged(Run(first=each, next=each + 1) for each in numbers)
 
 
-def merged(held: set[Address]) -> list[tuple[int, int]]:
-    """The addresses as runs, IPv4 first as the database sorts them."""
-    runs: list[tuple[int, int]] = []
-    for each in sorted(held, key=lambda address: (address.version, int(address))):
-        if runs and runs[-1][1] + 1 == int(each):
-            runs[-1] = (runs[-1][0], int(each))
-        else:
-            runs.append((int(each), int(each)))
-    return runs
+def held_by(database: Path, network: str = "net1") -> list[str]:
+    """Who holds what in the network, each as `CONTAINER ADDRESS`."""
+    return [f"{each.owner.container_id} {each.address.ip}" for each in leases(database, network)]
 
 
 @pytest.fixture
@@ -65,11 +58,18 @@ def database(tmp_path: Path) -> Path:
     return tmp_path / "ipam.db"
 
 
-def on(database: Path, story: Callable[[LocalIpam], Awaitable[T]]) -> T:
+def on(
+    database: Path,
+    story: Callable[[LocalIpam], Awaitable[T]],
+    *,
+    clock: Callable[[], Moment] = now,
+    cooldown: int = 60,
+) -> T:
     """What the story, told with an open `LocalIpam`, returns."""
+    settings = Settings(state_dir=database.parent, addresses=AddressSettings(cooldown=cooldown))
 
     async def run() -> T:
-        ipam = await LocalIpam.open(database, patience=10)
+        ipam = await LocalIpam.open(settings, ToldHost(), clock=clock)
         try:
             return await story(ipam)
         finally:
@@ -88,8 +88,8 @@ def test_one_address_of_each_set_with_what_belongs_to_it(database: Path) -> None
         ]
         assert {each.owner for each in given.leases} == {OWNER}
         assert (given.routes, given.dns) == ((route,), dns)
-        assert tuple(await ipam.leases()) == given.leases
-        assert await ipam.leases("net2") == []
+        assert tuple(leases(database)) == given.leases
+        assert leases(database, "net2") == []
 
     on(database, story)
 
@@ -99,7 +99,7 @@ def test_a_repeat_gives_the_same_addresses(database: Path) -> None:
         first = await ipam.allocate(wanted(OWNER))
         await ipam.allocate(wanted(owner("c2")))
         assert await ipam.allocate(wanted(OWNER)) == first
-        assert len(await ipam.leases()) == 4
+        assert len(leases(database)) == 4
 
     on(database, story)
     assert addresses(on(database, lambda ipam: ipam.allocate(wanted(OWNER)))) == ["10.0.0.2", "fd00::2"]
@@ -122,10 +122,10 @@ def test_a_changed_configuration_keeps_what_still_fits(database: Path) -> None:
         moved = range_sets(["10.1.0.0/29"], ["fd00::/125"])
         assert addresses(await ipam.allocate(wanted(OWNER, sets=moved))) == ["10.1.0.2", "fd00::2"]
         assert addresses(await ipam.allocate(wanted(OWNER, sets=moved[1:]))) == ["fd00::2"]
-        assert [str(each.address.ip) for each in await ipam.leases()] == ["fd00::2"]
+        assert held_by(database) == ["c1 fd00::2"]
 
     on(database, story)
-    assert taken_runs(database) == merged({ip_address("fd00::2")})
+    assert taken_runs(database) == runs_of(*(each.address for each in entries(database)))
 
 
 def test_requested_addresses_are_given_wherever_they_fit(database: Path) -> None:
@@ -157,12 +157,12 @@ def test_a_requested_address_that_cannot_be_given_changes_nothing(
     async def story(ipam: LocalIpam) -> None:
         await ipam.allocate(wanted(owner("other"), "10.0.0.6", "fd00::6"))
         await ipam.allocate(wanted(OWNER))
-        before = await ipam.leases()
+        before = leases(database)
         for of in (OWNER, owner("new")):
             with pytest.raises(kind) as caught:
                 await ipam.allocate(wanted(of, *requested))
             assert message in str(caught.value)
-        assert await ipam.leases() == before
+        assert leases(database) == before
 
     on(database, story)
 
@@ -191,11 +191,11 @@ def test_exhaustion_takes_nothing_and_ends_with_a_release(database: Path) -> Non
         for name in "abcde":
             await ipam.status(wanted(owner("next")))
             await ipam.allocate(wanted(owner(name)))
-        before = await ipam.leases()
+        before = leases(database)
         for call in (ipam.allocate, ipam.status):
             with pytest.raises(PoolExhausted, match=r'range set 10.0.0.1-10.0.0.6 of network "net1"'):
                 await call(wanted(owner("f")))
-        assert await ipam.leases() == before  # the IPv6 set still has one, which nobody got
+        assert leases(database) == before  # the IPv6 set still has one, which nobody got
         assert await ipam.allocate(wanted(owner("a")))
         await ipam.release(owner("c"))
         await ipam.status(wanted(owner("f")))
@@ -207,7 +207,7 @@ def test_exhaustion_takes_nothing_and_ends_with_a_release(database: Path) -> Non
 def test_status_leaves_no_trace(database: Path) -> None:
     async def story(ipam: LocalIpam) -> None:
         await ipam.status(wanted(OWNER))
-        assert await ipam.leases() == []
+        assert leases(database) == []
         assert addresses(await ipam.allocate(wanted(OWNER))) == ["10.0.0.2", "fd00::2"]
 
     on(database, story)
@@ -218,10 +218,10 @@ def test_release_is_for_one_attachment_and_may_be_repeated(database: Path) -> No
 
     async def story(ipam: LocalIpam) -> None:
         for each in (OWNER, *others):
-            await ipam.allocate(wanted(each))
+            await ipam.allocate(wanted(each, shared=True))
         for _ in range(2):
             await ipam.release(OWNER)
-            assert {each.owner for each in await ipam.leases()} == set(others)
+            assert {each.owner for each in (*leases(database), *leases(database, "net2"))} == set(others)
 
     on(database, story)
 
@@ -231,14 +231,15 @@ def test_collect_keeps_what_is_valid_and_other_networks(database: Path) -> None:
 
     async def story(ipam: LocalIpam) -> None:
         for each in everyone:
-            await ipam.allocate(wanted(each))
+            await ipam.allocate(wanted(each, shared=True))
         await ipam.collect("net1", frozenset({OWNER, owner("never seen")}))
-        assert {each.owner for each in await ipam.leases()} == {OWNER, everyone[3]}
+        assert {each.owner for each in leases(database)} == {OWNER}
         await ipam.collect("net1", frozenset())
-        assert {each.owner for each in await ipam.leases()} == {everyone[3]}
+        assert leases(database) == []
+        assert {each.owner for each in leases(database, "net2")} == {everyone[3]}
 
     on(database, story)
-    assert taken_runs(database) == []
+    assert taken_runs(database) == runs_of(*(each.address for each in entries(database)))
 
 
 def test_check(database: Path) -> None:
@@ -256,19 +257,113 @@ def test_check(database: Path) -> None:
     on(database, story)
 
 
-def test_networks_have_pools_of_their_own(database: Path) -> None:
+def test_networks_that_allow_it_use_the_same_subnet(database: Path) -> None:
     async def story(ipam: LocalIpam) -> None:
         for network in ("net1", "net2"):
-            assert addresses(await ipam.allocate(wanted(owner("c1", network=network)))) == ["10.0.0.2", "fd00::2"]
+            given = await ipam.allocate(wanted(owner("c1", network=network), shared=network == "net2"))
+            assert addresses(given) == ["10.0.0.2", "fd00::2"]
 
     on(database, story)
+
+
+@pytest.mark.parametrize("subnet", ["10.0.0.0/29", "10.0.0.4/30", "10.0.0.0/8"])
+def test_a_subnet_of_another_network_is_refused(database: Path, subnet: str) -> None:
+    theirs = wanted(owner("c1", network="net2"), sets=range_sets([subnet]))
+
+    async def story(ipam: LocalIpam) -> None:
+        await ipam.allocate(wanted(OWNER, sets=SETS[:1]))
+        for call in (ipam.allocate, ipam.status):
+            with pytest.raises(
+                PoolConflict, match=rf'{subnet} of network "net2" overlaps 10.0.0.0/29 of network "net1"'
+            ):
+                await call(theirs)
+        assert leases(database, "net2") == []
+
+    on(database, story)
+
+
+def test_a_subnet_in_which_others_have_leases_cannot_be_left(database: Path) -> None:
+    moved = range_sets(["10.1.0.0/29"], ["fd00::/125"])
+
+    async def story(ipam: LocalIpam) -> None:
+        await ipam.allocate(wanted(owner("other")))
+        for call in (ipam.allocate, ipam.status):
+            with pytest.raises(
+                PoolConflict, match=r"10.0.0.0/29, where there are leases: 10.0.0.2 \(net1/other/eth0\)"
+            ):
+                await call(wanted(OWNER, sets=moved))
+        assert held_by(database) == ["other 10.0.0.2", "other fd00::2"]
+        assert addresses(await ipam.allocate(wanted(OWNER))) == ["10.0.0.3", "fd00::3"], "as it was configured"
+        await ipam.release(owner("other"))
+        assert addresses(await ipam.allocate(wanted(OWNER, sets=moved))) == ["10.1.0.2", "fd00::3"]
+
+    on(database, story)
+
+
+def test_a_network_without_a_subnet_keeps_the_one_it_gets(database: Path) -> None:
+    any_subnet = (RangeSet(any_subnet=AnySubnet(family=4)),)
+
+    async def story(ipam: LocalIpam) -> list[str]:
+        given = [await ipam.allocate(wanted(owner(name), sets=any_subnet)) for name in "ab"]
+        await ipam.release(owner("a"))
+        await ipam.release(owner("b"))
+        given.append(await ipam.allocate(wanted(owner("c"), sets=any_subnet)))
+        given.append(await ipam.allocate(wanted(owner("a", network="net2"), sets=any_subnet)))
+        return [str(each.leases[0].address) for each in given]
+
+    assert on(database, story) == ["10.168.0.2/24", "10.168.0.3/24", "10.168.0.4/24", "10.168.1.2/24"]
+
+
+def test_a_released_address_rests_while_another_is_free(database: Path) -> None:
+    clock = Clock()
+
+    async def story(ipam: LocalIpam) -> list[str]:
+        await ipam.allocate(wanted(owner("a"), sets=SETS[:1]))
+        await ipam.allocate(wanted(owner("b"), "10.0.0.3", sets=SETS[:1]))
+        await ipam.release(owner("b"))
+        clock.seconds += 59
+        return [addresses(await ipam.allocate(wanted(owner(name), sets=SETS[:1])))[0] for name in "cdef"]
+
+    assert on(database, story, clock=clock) == ["10.0.0.4", "10.0.0.5", "10.0.0.6", "10.0.0.3"]
+
+
+@pytest.mark.parametrize(
+    ("wait", "given"),
+    [(59, ["10.0.0.5", "10.0.0.2"]), (60, ["10.0.0.5", "10.0.0.2"]), (70, ["10.0.0.2", "10.0.0.5"])],
+    ids=["none has rested", "one has rested", "both have rested"],
+)
+def test_of_those_at_rest_the_longest_is_given_and_afterwards_in_turn(
+    database: Path, wait: int, given: list[str]
+) -> None:
+    clock = Clock()
+
+    async def story(ipam: LocalIpam) -> list[str]:
+        for name in "abcde":
+            await ipam.allocate(wanted(owner(name), sets=SETS[:1]))
+        await ipam.release(owner("d"))  # 10.0.0.5
+        clock.seconds += 10
+        await ipam.release(owner("a"))  # 10.0.0.2
+        clock.seconds += wait - 10
+        return [addresses(await ipam.allocate(wanted(owner(name), sets=SETS[:1])))[0] for name in "xy"]
+
+    assert on(database, story, clock=clock) == given
+
+
+def test_a_requested_address_need_not_rest(database: Path) -> None:
+    async def story(ipam: LocalIpam) -> None:
+        await ipam.allocate(wanted(OWNER, "10.0.0.4"))
+        await ipam.release(OWNER)
+        assert addresses(await ipam.allocate(wanted(owner("c2"), "10.0.0.4")))[0] == "10.0.0.4"
+
+    on(database, story)
+    assert held_by(database)[0] == "c2 10.0.0.4"
 
 
 def test_two_on_one_file_never_give_an_address_twice(database: Path) -> None:
     sets = range_sets(["10.0.0.0/26"], ["fd00::/64"])
 
     async def run() -> list[str]:
-        both = [await LocalIpam.open(database, patience=10) for _ in range(2)]
+        both = [await LocalIpam.open(Settings(state_dir=database.parent), ToldHost()) for _ in range(2)]
         try:
             given = await asyncio.gather(
                 *(both[number % 2].allocate(wanted(owner(f"c{number}"), sets=sets)) for number in range(40))
@@ -280,7 +375,7 @@ def test_two_on_one_file_never_give_an_address_twice(database: Path) -> None:
 
     given = asyncio.run(run())
     assert len(set(given)) == 80
-    assert taken_runs(database) == merged(set(map(ip_address, given)))
+    assert taken_runs(database) == runs_of(*given)
 
 
 def test_a_cancelled_request_leaves_the_database_usable(database: Path) -> None:
@@ -291,33 +386,19 @@ def test_a_cancelled_request_leaves_the_database_usable(database: Path) -> None:
                 await asyncio.sleep(0)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-            held = await ipam.leases()
-            assert len(held) in (0, 2)
-            assert taken_runs(database) == merged({each.address.ip for each in held})
+            await ipam.release(owner("nobody"))  # behind whatever is still being written
+            assert len(leases(database)) in (0, 2)
+            assert taken_runs(database) == runs_of(*(each.address for each in entries(database)))
             await ipam.release(OWNER)
+            assert leases(database) == []
 
     on(database, story)
 
 
-@pytest.fixture
-def reboot(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """A call of it is a reboot, as the database sees it."""
-    boots = count(1)
-
-    def call() -> None:
-        this = f"boot {next(boots)}"
-        monkeypatch.setattr("ipam.store.boot_id", lambda: this)
-
-    return call
-
-
 def dump(database: Path) -> list[str]:
     """All that the database holds."""
-    connection = sqlite3.connect(database)
-    try:
+    with behind(database) as connection:
         return list(connection.iterdump())
-    finally:
-        connection.close()
 
 
 def changed_range(**changes: object) -> tuple[RangeSet, ...]:
@@ -334,14 +415,36 @@ def test_a_lease_is_given_anew_with_a_changed_gateway(database: Path) -> None:
             given = await ipam.allocate(wanted(OWNER, "10.0.0.3", sets=sets))
             assert [(str(each.address), each.gateway) for each in given.leases] == [("10.0.0.3/29", gateway)]
             assert await ipam.allocate(wanted(OWNER, sets=sets)) == given
-            assert tuple(await ipam.leases()) == given.leases
+            assert tuple(leases(database)) == given.leases
 
     on(database, story)
-    assert taken_runs(database) == merged({ip_address("10.0.0.3")})
+    assert taken_runs(database) == runs_of("10.0.0.3")
+
+
+def test_an_owner_alone_in_a_full_pool_gets_its_address_with_the_changed_gateway(database: Path) -> None:
+    only = {"first": ip_address("10.0.0.4"), "last": ip_address("10.0.0.4")}
+
+    async def story(ipam: LocalIpam) -> None:
+        await ipam.allocate(wanted(OWNER, sets=changed_range(**only)))
+        given = await ipam.allocate(wanted(OWNER, sets=changed_range(**only, gateway=None)))
+        assert [(str(each.address), each.gateway) for each in given.leases] == [("10.0.0.4/29", None)]
+
+    on(database, story)
+    assert held_by(database) == ["c1 10.0.0.4"]
+
+
+def test_an_address_that_another_holds_cannot_become_the_gateway(database: Path) -> None:
+    async def story(ipam: LocalIpam) -> None:
+        await ipam.allocate(wanted(owner("other"), "10.0.0.6", sets=SETS[:1]))
+        with pytest.raises(PoolConflict, match=r"gateway 10.0.0.6 .* is an address of 10.0.0.6 \(net1/other/eth0\)"):
+            await ipam.allocate(wanted(OWNER, sets=changed_range(gateway=ip_address("10.0.0.6"))))
+
+    on(database, story)
+    assert held_by(database) == ["other 10.0.0.6"]
 
 
 @pytest.mark.parametrize(
-    ("changes", "now"),
+    ("changes", "replaced_by"),
     [
         ({"gateway": ip_address("10.0.0.2")}, "10.0.0.3/29"),
         ({"first": ip_address("10.0.0.4")}, "10.0.0.4/29"),
@@ -350,13 +453,15 @@ def test_a_lease_is_given_anew_with_a_changed_gateway(database: Path) -> None:
     ],
     ids=["it is the gateway", "outside of the range", "smaller subnet", "larger subnet"],
 )
-def test_a_lease_that_does_not_fit_any_more_is_replaced(database: Path, changes: dict[str, object], now: str) -> None:
+def test_a_lease_that_does_not_fit_any_more_is_replaced(
+    database: Path, changes: dict[str, object], replaced_by: str
+) -> None:
     async def story(ipam: LocalIpam) -> None:
         await ipam.allocate(wanted(OWNER, sets=SETS[:1]))
         sets = changed_range(**{"first": ip_address("10.0.0.2"), **changes})
         given = await ipam.allocate(wanted(OWNER, sets=sets))
-        assert [str(each.address) for each in given.leases] == [now]
-        assert tuple(await ipam.leases()) == given.leases
+        assert [str(each.address) for each in given.leases] == [replaced_by]
+        assert tuple(leases(database)) == given.leases
 
     on(database, story)
 
@@ -371,84 +476,102 @@ def test_a_lease_that_is_never_handed_out_now_is_replaced(database: Path) -> Non
     assert on(database, story) == ["10.0.0.2"], "10.0.0.3 is the broadcast address of 10.0.0.0/30"
 
 
-def test_a_requested_address_of_an_earlier_boot_is_given(database: Path, reboot: Callable[[], None]) -> None:
+def test_a_requested_address_of_an_earlier_boot_is_given(database: Path) -> None:
+    clock = Clock()
+
     async def story(ipam: LocalIpam) -> None:
-        reboot()
         await ipam.allocate(wanted(owner("before"), "10.0.0.4"))
         with pytest.raises(AddressTaken):
             await ipam.allocate(wanted(OWNER, "10.0.0.4"))
-        reboot()
+        clock.reboot()
         assert addresses(await ipam.allocate(wanted(OWNER, "10.0.0.4"))) == ["10.0.0.4", "fd00::3"]
         assert [str(each.address.ip) for each in await ipam.held(owner("before"))] == ["fd00::2"]
         with pytest.raises(AddressTaken, match="c1"):
             await ipam.allocate(wanted(owner("before"), "10.0.0.4"))
 
-    on(database, story)
-    assert taken_runs(database) == merged(set(map(ip_address, ("10.0.0.4", "fd00::2", "fd00::3"))))
+    on(database, story, clock=clock)
+    assert taken_runs(database) == runs_of("10.0.0.4", "fd00::2", "fd00::3")
 
 
-def test_a_full_pool_reuses_addresses_of_an_earlier_boot(database: Path, reboot: Callable[[], None]) -> None:
+def test_a_full_pool_reuses_addresses_of_an_earlier_boot(database: Path) -> None:
+    clock = Clock()
+
     async def story(ipam: LocalIpam) -> None:
-        reboot()
         for name in "abcde":
             await ipam.allocate(wanted(owner(name), sets=SETS[:1]))
-        reboot()
+        clock.reboot()
         await ipam.allocate(wanted(owner("c"), sets=SETS[:1]))  # c lives on
         for number, name in enumerate("vwxy", 1):
             before = dump(database)
             await ipam.status(wanted(owner(name), sets=SETS[:1]))
             assert dump(database) == before
             await ipam.allocate(wanted(owner(name), sets=SETS[:1]))
-            held = {each.owner.container_id for each in await ipam.leases()}
+            held = {each.owner.container_id for each in leases(database)}
             assert len(held & set("abde")) == 4 - number, "one at a time"
         assert held == set("cvwxy")
         for call in (ipam.allocate, ipam.status):
             with pytest.raises(PoolExhausted):
                 await call(wanted(owner("z"), sets=SETS[:1]))
-        assert {each.owner.container_id for each in await ipam.leases()} == held
+        assert {each.owner.container_id for each in leases(database)} == held
 
-    on(database, story)
-    assert taken_runs(database) == merged(POOLS[0])
+    on(database, story, clock=clock)
+    assert taken_runs(database) == runs_of(*POOLS[0])
 
 
-def test_free_addresses_are_given_before_those_of_an_earlier_boot(database: Path, reboot: Callable[[], None]) -> None:
+def test_free_addresses_are_given_before_those_of_an_earlier_boot(database: Path) -> None:
+    clock = Clock()
+
     async def story(ipam: LocalIpam) -> list[str]:
-        reboot()
         await ipam.allocate(wanted(owner("before"), sets=SETS[:1]))
-        reboot()
+        clock.reboot()
         given = [await ipam.allocate(wanted(owner(name), sets=SETS[:1])) for name in "abcde"]
         return [address for each in given for address in addresses(each)]
 
-    assert on(database, story) == [f"10.0.0.{last}" for last in (3, 4, 5, 6, 2)]
+    assert on(database, story, clock=clock) == [f"10.0.0.{last}" for last in (3, 4, 5, 6, 2)]
 
 
-def test_only_the_networks_own_pool_is_reused(database: Path, reboot: Callable[[], None]) -> None:
-    async def story(ipam: LocalIpam) -> None:
-        reboot()
-        for name in "abcde":
-            await ipam.allocate(wanted(owner(name, network="net2"), sets=SETS[:1]))
-        reboot()
+def test_addresses_at_rest_are_given_before_leases_of_an_earlier_boot(database: Path) -> None:
+    clock = Clock()
+
+    async def story(ipam: LocalIpam) -> list[str]:
         for name in "abcde":
             await ipam.allocate(wanted(owner(name), sets=SETS[:1]))
-        with pytest.raises(PoolExhausted):
-            await ipam.allocate(wanted(owner("f"), sets=SETS[:1]))
-        assert len(await ipam.leases("net2")) == 5
+        clock.reboot()
+        await ipam.release(owner("d"))
+        return [addresses(await ipam.allocate(wanted(owner(name), sets=SETS[:1])))[0] for name in "xy"]
 
-    on(database, story)
+    assert on(database, story, clock=clock) == ["10.0.0.5", "10.0.0.2"]
 
 
-def test_a_repeat_after_a_reboot_keeps_the_address_and_confirms_it(database: Path, reboot: Callable[[], None]) -> None:
+def test_only_the_networks_own_pool_is_reused(database: Path) -> None:
+    clock = Clock()
+
     async def story(ipam: LocalIpam) -> None:
-        reboot()
+        for name in "abcde":
+            await ipam.allocate(wanted(owner(name, network="net2"), sets=SETS[:1]))
+        clock.reboot()
+        for name in "abcde":
+            await ipam.allocate(wanted(owner(name), sets=SETS[:1], shared=True))
+        with pytest.raises(PoolExhausted):
+            await ipam.allocate(wanted(owner("f"), sets=SETS[:1], shared=True))
+        assert len(leases(database, "net2")) == 5
+
+    on(database, story, clock=clock)
+
+
+def test_a_repeat_after_a_reboot_keeps_the_address_and_confirms_it(database: Path) -> None:
+    clock = Clock()
+
+    async def story(ipam: LocalIpam) -> None:
         first = await ipam.allocate(wanted(OWNER))
-        reboot()
+        clock.reboot()
         again = await ipam.allocate(wanted(OWNER))
         assert addresses(again) == addresses(first)
-        assert {each.boot_id for each in await ipam.leases()} == {"boot 2"}
+        assert {each.boot_id for each in leases(database)} == {"boot 2"}
         with pytest.raises(AddressTaken):
             await ipam.allocate(wanted(owner("c2"), addresses(first)[0]))
 
-    on(database, story)
+    on(database, story, clock=clock)
 
 
 owners = st.sampled_from([owner(name) for name in "abcdefg"])
@@ -460,9 +583,9 @@ class LeaseMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.directory = tempfile.TemporaryDirectory()
-        self.database = Path(self.directory.name) / "ipam.db"
+        self.settings = Settings(state_dir=Path(self.directory.name))
         self.loop = asyncio.Runner()
-        self.ipam = self.loop.run(LocalIpam.open(self.database, patience=10))
+        self.ipam = self.loop.run(LocalIpam.open(self.settings, ToldHost()))
         self.held: dict[Owner, tuple[Address, ...]] = {}
 
     def teardown(self) -> None:
@@ -523,16 +646,15 @@ class LeaseMachine(RuleBasedStateMachine):
     @rule()
     def reopen(self) -> None:
         self.loop.run(self.ipam.close())
-        self.ipam = self.loop.run(LocalIpam.open(self.database, patience=10))
+        self.ipam = self.loop.run(LocalIpam.open(self.settings, ToldHost()))
 
     @invariant()
     def leases_agree(self) -> None:
-        leases = self.loop.run(self.ipam.leases())
-        expected = {(each, address) for each, held in self.held.items() for address in held}
-        assert {(each.owner, each.address.ip) for each in leases} == expected
-        assert len(leases) == len(expected)
-        assert taken_runs(self.database) == merged({address for _, address in expected})
+        known = entries(self.settings.database)
+        found = [(each.lease.owner, each.address) for each in known if each.lease is not None]
+        assert set(found) == {(each, address) for each, held in self.held.items() for address in held}
+        assert taken_runs(self.settings.database) == runs_of(*(each.address for each in known))
 
 
 TestLeaseMachine = LeaseMachine.TestCase
-TestLeaseMachine.settings = settings(max_examples=20, stateful_step_count=30, deadline=None, database=None)
+TestLeaseMachine.settings = hypothesis_settings(max_examples=20, stateful_step_count=30, deadline=None, database=None)

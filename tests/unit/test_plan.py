@@ -10,10 +10,10 @@ import pytest
 from cni_bridge.cni.errors import Code
 from cni_bridge.cni.netconf import Backend, NetConf, parse_netconf
 from cni_bridge.cni.result import InterfaceEntry
-from cni_bridge.plan import Attachment, Made, NetnsRef, build_result, plan
+from cni_bridge.plan import Attachment, Made, build_result, plan
 from cni_bridge.policy import Masquerade, Policy, SpoofCheck
 from cni_bridge.tag import container_mac, host_ifname, host_mac, owner_tag
-from ipam.api import Address, Allocation, Dns, Lease, Route
+from ipam.api import Address, Allocation, Dns, Lease, NetnsRef, Route
 from tests.support.calls import OWNER, refusal, request
 
 NETNS = NetnsRef(path="/run/netns/c1", device=4, inode=4026532000)
@@ -42,16 +42,19 @@ def allocation(*leases: str, routes: tuple[Route, ...] = (), dns: Dns | None = N
 
 
 def attach(
-    conf: NetConf, given: Allocation, *, implied: tuple[str, ...] = (), backend: Backend = Backend.NFTABLES
+    conf: NetConf,
+    given: Allocation,
+    *,
+    configured: frozenset[Address] | None = None,
+    backend: Backend = Backend.NFTABLES,
 ) -> Attachment:
-    implied_gateways: frozenset[Address] = frozenset(map(ip_address, implied))
     return plan(
         conf,
         OWNER,
         NETNS,
         given,
         request="digest",
-        implied_gateways=implied_gateways,
+        configured_gateways=configured,
         backend=backend,
         uplink_mtu=1450,
     )
@@ -173,7 +176,7 @@ def test_is_default_gateway_adds_one_default_route_a_family(
 ) -> None:
     given = allocation("10.88.0.2/24 via 10.88.0.1", "fd00:88::2/64 via fd00:88::1", routes=configured)
     settings = conf(isDefaultGateway=True)
-    made = attach(settings, given, implied=("10.88.0.1", "fd00:88::1"))
+    made = attach(settings, given, configured=frozenset())
     assert routes(made) == installed
     result = build_result(settings, made, MADE, "/run/netns/c1")
     assert result.routes[: len(configured)] == configured
@@ -187,32 +190,41 @@ def test_is_default_gateway_adds_nothing_for_a_family_without_address() -> None:
 SUBNET_ROUTE = Route(dst=ip_network("10.9.0.0/16"))
 
 
+NOBODYS: frozenset[Address] = frozenset({ip_address("10.88.0.9")})
+CONFIGURED: frozenset[Address] = NOBODYS | {ip_address("10.88.0.1")}
+
+
 @pytest.mark.parametrize(
-    ("keys", "implied", "configured", "installed"),
+    ("keys", "gateways", "route", "installed"),
     [
-        pytest.param({}, True, SUBNET_ROUTE, "10.9.0.0/16", id="nobody's gateway gets no route"),
-        pytest.param({}, True, DEFAULT4, "0.0.0.0/0 via 10.88.0.1", id="but the default route"),
-        pytest.param({}, False, SUBNET_ROUTE, "10.9.0.0/16 via 10.88.0.1", id="a configured gateway is somebody's"),
-        pytest.param({"isGateway": True}, True, SUBNET_ROUTE, "10.9.0.0/16 via 10.88.0.1", id="this host is one"),
+        pytest.param({}, NOBODYS, SUBNET_ROUTE, "10.9.0.0/16", id="nobody's gateway gets no route"),
+        pytest.param({}, NOBODYS, DEFAULT4, "0.0.0.0/0 via 10.88.0.1", id="but the default route"),
+        pytest.param(
+            {}, CONFIGURED, SUBNET_ROUTE, "10.9.0.0/16 via 10.88.0.1", id="a configured gateway is somebody's"
+        ),
+        pytest.param({}, None, SUBNET_ROUTE, "10.9.0.0/16 via 10.88.0.1", id="so is all that another ipam answers"),
+        pytest.param({"isGateway": True}, NOBODYS, SUBNET_ROUTE, "10.9.0.0/16 via 10.88.0.1", id="this host is one"),
         pytest.param(
             {"isGateway": True},
-            True,
+            NOBODYS,
             Route(dst=SUBNET_ROUTE.dst, scope=253),
             "10.9.0.0/16",
             id="a route of link scope has no gateway",
         ),
         pytest.param(
             {"isGateway": True},
-            True,
+            NOBODYS,
             Route(dst=SUBNET_ROUTE.dst, gw=ip_address("10.88.0.7")),
             "10.9.0.0/16 via 10.88.0.7",
             id="its own gateway stays",
         ),
     ],
 )
-def test_a_route_without_gateway(keys: dict[str, object], implied: bool, configured: Route, installed: str) -> None:
-    given = allocation("10.88.0.2/24 via 10.88.0.1", routes=(configured,))
-    assert routes(attach(conf(**keys), given, implied=("10.88.0.1",) if implied else ())) == [installed]
+def test_a_route_without_gateway(
+    keys: dict[str, object], gateways: frozenset[Address] | None, route: Route, installed: str
+) -> None:
+    given = allocation("10.88.0.2/24 via 10.88.0.1", routes=(route,))
+    assert routes(attach(conf(**keys), given, configured=gateways)) == [installed]
 
 
 def test_a_route_of_a_family_without_gateway_is_on_link() -> None:

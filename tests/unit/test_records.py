@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from cni_bridge.cni.errors import Code
 from cni_bridge.cni.netconf import Backend
-from cni_bridge.plan import Attachment, BridgeSpec, ContainerSpec, GatewaySpec, NetnsRef, PortSpec
+from cni_bridge.plan import Attachment, BridgeSpec, ContainerSpec, GatewaySpec, PortSpec
 from cni_bridge.policy import Masquerade, Policy, SpoofCheck
 from cni_bridge.records import Records
-from ipam.api import Allocation, Dns, Interface, Lease, Owner, Route
+from ipam.api import Allocation, Dns, Interface, Lease, NetnsRef, Owner, Route
 from ipam.codec import decode, encode
 from tests.support.calls import OWNER, owner, refusal
 

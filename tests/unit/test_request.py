@@ -220,6 +220,7 @@ def test_netns_override(value: str, own: bool) -> None:
         ("IP=10.0.0.5", {"IP": "10.0.0.5"}),
         ("IP=", {"IP": ""}),
         ("MAC=a;MAC=b", {"MAC": "b"}),
+        ("GATEWAY=10.0.0.1;STICKY=db", {"GATEWAY": "10.0.0.1", "STICKY": "db"}),
         ("IgnoreUnknown=1;K8S_POD_NAME=web-0", {"IgnoreUnknown": "1", "K8S_POD_NAME": "web-0"}),
         ("K8S_POD_NAME=web-0;IgnoreUnknown=TRUE", {"IgnoreUnknown": "TRUE", "K8S_POD_NAME": "web-0"}),
         ("IgnoreUnknown=true;mac=a", {"IgnoreUnknown": "true", "mac": "a"}),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
 
-from ipam.settings import BadSettings, IpamdSettings, Settings, load
+from ipam.settings import AddressSettings, BadSettings, DefaultPool, IpamdSettings, Settings, load
 
 
 @pytest.fixture
@@ -15,12 +16,18 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "config.yaml"
 
 
+def pools(*texts: str) -> tuple[DefaultPool, ...]:
+    """Default pools as `BASE SIZE`."""
+    words = (text.split() for text in texts)
+    return tuple(DefaultPool(base=ip_network(base), size=int(size)) for base, size in words)
+
+
 def loaded(file: Path, text: str, **environ: str) -> Settings:
     file.write_text(text)
     return load({"CNI_BRIDGE_CONFIG": str(file), **environ})
 
 
-@pytest.mark.parametrize("text", [None, "", "# nothing\n", "---\n", "{}", "ipamd:\n"])
+@pytest.mark.parametrize("text", [None, "", "# nothing\n", "---\n", "{}", "ipamd:\naddresses:\n"])
 def test_defaults(file: Path, text: str | None) -> None:
     settings = load({"CNI_BRIDGE_CONFIG": str(file)}) if text is None else loaded(file, text)
     assert settings == Settings(
@@ -28,7 +35,9 @@ def test_defaults(file: Path, text: str | None) -> None:
         run_dir=Path("/run/cni-bridge"),
         log_level="warning",
         request_timeout=30,
-        ipamd=IpamdSettings(group="", max_clients=128),
+        default_pools=pools("10.168.0.0/13 24", "192.168.128.0/17 24"),
+        addresses=AddressSettings(cooldown=60, suspect_grace=60, history_days=90, history_rows=100_000),
+        ipamd=IpamdSettings(group="", max_clients=128, metrics_port=0),
     )
     assert settings.database == Path("/var/lib/cni-bridge/ipam.db")
     assert settings.ipamd_socket == Path("/run/cni-bridge/ipamd.sock")
@@ -40,17 +49,42 @@ state_dir: /srv/state
 run_dir: /srv/run
 log_level: debug
 request_timeout: 5
+default_pools:
+  - {base: 10.64.0.0/10, size: 20}
+  - base: fd00:1::/48
+    size: 64
+addresses:
+  cooldown: 0
+  suspect_grace: 1
+  history_days: 2
+  history_rows: 3
 ipamd:
   group: cni
   max_clients: 7
+  metrics_port: 9000
 """
     assert loaded(file, text) == Settings(
         state_dir=Path("/srv/state"),
         run_dir=Path("/srv/run"),
         log_level="debug",
         request_timeout=5,
-        ipamd=IpamdSettings(group="cni", max_clients=7),
+        default_pools=pools("10.64.0.0/10 20", "fd00:1::/48 64"),
+        addresses=AddressSettings(cooldown=0, suspect_grace=1, history_days=2, history_rows=3),
+        ipamd=IpamdSettings(group="cni", max_clients=7, metrics_port=9000),
     )
+
+
+def test_a_section_may_name_some_of_its_keys(file: Path) -> None:
+    settings = loaded(file, "addresses: {cooldown: 5}\nipamd: {metrics_port: 65535}\ndefault_pools: []\n")
+    assert settings == Settings(
+        addresses=AddressSettings(cooldown=5), ipamd=IpamdSettings(metrics_port=65535), default_pools=()
+    )
+
+
+@pytest.mark.parametrize("pool", ["10.0.0.0/24 24", "10.0.0.0/24 30", "fd00::/126 126", "0.0.0.0/0 8"])
+def test_the_narrowest_and_widest_default_pools(file: Path, pool: str) -> None:
+    base, size = pool.split()
+    assert loaded(file, f"default_pools: [{{base: '{base}', size: {size}}}]").default_pools == pools(pool)
 
 
 def test_the_environment_goes_before_the_file(file: Path) -> None:
@@ -90,8 +124,43 @@ def test_a_relative_directory_in_the_environment_is_refused(file: Path, name: st
         ("ipamd: {group: 5}", "ipamd.group is 5, expected a group name"),
         ("ipamd: {max_clients: 0}", "ipamd.max_clients 0 is less than 1"),
         ("ipamd: {max_clients: many}", "ipamd.max_clients is 'many', expected a whole number"),
-        ("ipamd: {unknown: 1}", "unknown key ipamd.unknown; known are group, max_clients"),
-        ("timeout: 5", "unknown key timeout; known are ipamd, log_level, request_timeout, run_dir, state_dir"),
+        ("ipamd: {unknown: 1}", "unknown key ipamd.unknown; known are group, max_clients, metrics_port"),
+        ("ipamd: {metrics_port: -1}", "ipamd.metrics_port -1 is less than 0"),
+        ("ipamd: {metrics_port: 65536}", "ipamd.metrics_port 65536 is no TCP port"),
+        ("ipamd: {metrics_port: '80'}", "ipamd.metrics_port is '80', expected a TCP port, or 0 for none"),
+        ("addresses: 5", "addresses is 5, expected a section"),
+        ("addresses: {cooldown: -1}", "addresses.cooldown -1 is less than 0"),
+        ("addresses: {cooldown: 0.5}", "addresses.cooldown is 0.5, expected a whole number of seconds"),
+        ("addresses: {cooldown:}", "addresses.cooldown is None, expected a whole number of seconds"),
+        ("addresses: {suspect_grace: -1}", "addresses.suspect_grace -1 is less than 0"),
+        ("addresses: {suspect_grace: 1m}", "addresses.suspect_grace is '1m', expected a whole number of seconds"),
+        ("addresses: {history_days: 0}", "addresses.history_days 0 is less than 1"),
+        ("addresses: {history_days: a}", "addresses.history_days is 'a', expected a whole number of days"),
+        ("addresses: {history_rows: 0}", "addresses.history_rows 0 is less than 1"),
+        ("addresses: {history_rows: all}", "addresses.history_rows is 'all', expected a whole number of events"),
+        ("addresses: {rest: 1}", "unknown key addresses.rest; known are cooldown, history_days, history_rows, "),
+        ("default_pools:", "default_pools is None, expected a list of pools, each with base and size"),
+        ("default_pools: 10.0.0.0/8", "default_pools is '10.0.0.0/8', expected a list of pools"),
+        ("default_pools: [10.0.0.0/8]", "default_pools[0] is not a mapping of keys to values"),
+        ("default_pools: [{}]", "default_pools[0] needs both base and size"),
+        ("default_pools: [{size: 24}]", "default_pools[0] needs both base and size"),
+        (
+            "default_pools: [{base: 10.0.0.0/8, size: 24}, {base: 10.0.0.0/8}]",
+            "default_pools[1] needs both base and size",
+        ),
+        ("default_pools: [{base: 10, size: 24}]", "default_pools[0].base is 10, expected a subnet in CIDR notation"),
+        ("default_pools: [{base: nonsense, size: 24}]", "default_pools[0].base is no subnet: "),
+        ("default_pools: [{base: 10.0.0.1/8, size: 24}]", "default_pools[0].base is no subnet: "),
+        ("default_pools: [{base: 10.0.0.0/8, size: 7}]", "default_pools[0].size 7 is not between 8 and 30"),
+        ("default_pools: [{base: 10.0.0.0/8, size: 31}]", "default_pools[0].size 31 is not between 8 and 30"),
+        ("default_pools: [{base: 'fd00::/48', size: 127}]", "default_pools[0].size 127 is not between 48 and 126"),
+        ("default_pools: [{base: 10.0.0.0/8, size: '24'}]", "default_pools[0].size is '24', expected a prefix length"),
+        ("default_pools: [{base: 10.0.0.0/8, size: 24, x: 1}]", "unknown key default_pools[0].x; known are base, size"),
+        (
+            "timeout: 5",
+            "unknown key timeout; known are addresses, default_pools, ipamd, log_level, request_timeout, run_dir, "
+            "state_dir",
+        ),
         ("5: 5", "unknown key 5"),
         ("- a\n- b", "the document is not a mapping of keys to values"),
         ("just text", "the document is not a mapping of keys to values"),

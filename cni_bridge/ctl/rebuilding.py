@@ -1,0 +1,103 @@
+"""Makes a damaged lease database anew, from what records and results on the host say and its namespaces bear out."""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from ipaddress import ip_address, ip_interface
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cni_bridge.ctl.access import finish
+from cni_bridge.ctl.moving import without_daemon
+from cni_bridge.ctl.output import confirm
+from cni_bridge.datapath.survey import LiveAddress, survey
+from cni_bridge.records import Records
+from ipam.api import Lease, Owner
+from ipam.clock import now
+from ipam.registry import Entry
+from ipam.settings import Settings
+from ipam.store import Store
+
+log = logging.getLogger(__name__)
+
+RESULTS = Path("/var/lib/cni/results")  # where libcni keeps the results of ADD
+_OURS = ("cni-ipam", "host-local")  # the latter may be a link to ours
+
+
+def rebuild(settings: Settings, *, yes: bool) -> None:
+    """Move the damaged database aside and fill a new one with the leases of containers that live."""
+    live = survey()
+    leases = list({(each.owner.network, each.address.ip): each for each in _living(settings, live)}.values())
+    confirm(
+        [
+            f"{settings.database} is moved aside; what is not in use now (history, reservations, rests) is lost",
+            *(f"lease {each.address} to {each.owner}" for each in leases),
+        ],
+        f"Make the database anew with {len(leases)} leases?",
+        yes=yes,
+    )
+    with without_daemon(settings):
+        aside = settings.database.with_name(f"ipam.db.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S}")
+        settings.database.rename(aside)
+        journal = settings.database.with_name("ipam.db-journal")
+        if journal.exists():  # it belongs to the damaged one, and would be played back into the new one
+            journal.rename(aside.with_name(f"{aside.name}-journal"))
+        finish(_fill(settings, leases))
+    click.echo(f"{len(leases)} leases are in the new database; the damaged one is {aside}", err=True)
+
+
+async def _fill(settings: Settings, leases: list[Lease]) -> None:
+    store = await Store.open(settings.database, patience=settings.patience)
+    try:
+        entries = [Entry(network=each.owner.network, address=each.address.ip, lease=each) for each in leases]
+        await store.write(lambda txn: txn.put(entries))
+    finally:
+        await store.close()
+
+
+def _living(settings: Settings, live: list[LiveAddress]) -> Iterator[Lease]:
+    """The leases that records and results tell of and that a namespace bears out, now those of this boot."""
+    seen = {(each.ifname, each.address.ip): each for each in live}
+    for lease in (*_recorded(settings), *_cached()):
+        found = seen.get((lease.owner.ifname, lease.address.ip))
+        if found is not None:
+            yield replace(lease, boot_id=now().boot_id, netns=lease.netns or found.netns, mac=lease.mac or found.mac)
+
+
+def _recorded(settings: Settings) -> Iterator[Lease]:
+    for attachment in Records(settings.run_dir / "attachments").all():
+        if attachment.allocation is not None and attachment.ipam_type in _OURS:
+            yield from attachment.allocation.leases
+
+
+def _cached() -> Iterator[Lease]:
+    """The leases in the results that libcni keeps (its cache, "cniCacheV1")."""
+    for path in sorted(RESULTS.glob("*")):
+        try:
+            cached = json.loads(path.read_bytes())
+            owner = Owner(network=cached["networkName"], container_id=cached["containerId"], ifname=cached["ifName"])
+            if _is_ours(json.loads(base64.b64decode(cached["config"]))):
+                yield from (_lease(owner, each) for each in cached["result"]["ips"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            log.warning("passing over %s: %s: %s", path, type(error).__name__, error)
+
+
+def _is_ours(config: dict[str, Any]) -> bool:
+    return any(plugin.get("ipam", {}).get("type") in _OURS for plugin in config.get("plugins", [config]))
+
+
+def _lease(owner: Owner, ip: dict[str, Any]) -> Lease:
+    gateway = ip.get("gateway")
+    return Lease(
+        owner=owner,
+        address=ip_interface(ip["address"]),
+        gateway=ip_address(gateway) if gateway else None,
+        since=datetime.now(UTC).replace(microsecond=0),
+    )

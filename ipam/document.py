@@ -1,0 +1,128 @@
+"""The whole lease database as one JSON document, and back."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+from ipam.api import Address
+from ipam.codec import Json, decode, encode
+from ipam.errors import RequestRefused, StoreUnavailable
+from ipam.registry import PAGE, Entry, Event, Place, Pool
+from ipam.store import Store
+from ipam.transaction import Transaction
+
+FORMAT = "cni-bridge-ipam"
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrackedNetwork:
+    """A network's configuration as it was tracked."""
+
+    name: str
+    configuration: str
+    since: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetCursor:
+    """The address that the range set beginning at `first` gave last."""
+
+    network: str
+    first: Address
+    address: Address
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fact:
+    """Something that was drawn once for this host."""
+
+    name: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Document:
+    """Everything that a lease database holds."""
+
+    networks: tuple[TrackedNetwork, ...]
+    pools: tuple[Pool, ...]
+    cursors: tuple[SetCursor, ...]
+    facts: tuple[Fact, ...]
+    addresses: tuple[Entry, ...]
+    events: tuple[Event, ...]
+
+
+def render(document: Document) -> Json:
+    """The document as JSON."""
+    return {"format": FORMAT, "version": VERSION, **encode(document)}
+
+
+def parse(value: Json) -> Document:
+    """The document in the JSON; `RequestRefused` says what does not fit."""
+    if not isinstance(value, dict) or value.get("format") != FORMAT:
+        raise RequestRefused(f'this is no dump of a lease database: its "format" is not "{FORMAT}"')
+    if value.get("version") != VERSION:
+        raise RequestRefused(f"this dump has version {value.get('version')}, this program knows version {VERSION}")
+    try:
+        return decode(Document, {key: each for key, each in value.items() if key not in ("format", "version")})
+    except ValueError as error:
+        raise RequestRefused(f"malformed dump: {error}") from None
+
+
+async def dump(store: Store) -> Document:
+    """One state of the whole database."""
+    return await store.read(_dump)
+
+
+async def load(store: Store, document: Document, advance: Callable[[int], None]) -> None:
+    """Fill an empty database with the document, in one transaction; `advance` hears of addresses and events done."""
+
+    async def job(txn: Transaction) -> None:
+        if await txn.entries(limit=1) or await txn.pools() or await txn.networks():
+            raise StoreUnavailable("the lease database is not empty; move ipam.db away first")
+        for network in document.networks:
+            await txn.track(network.name, network.configuration, network.since)
+        for pool in document.pools:
+            await txn.put_pool(pool)
+        for start in range(0, len(document.addresses), PAGE):
+            some = document.addresses[start : start + PAGE]
+            await txn.put(some)
+            advance(len(some))
+        for cursor in document.cursors:  # after the addresses, which move them
+            await txn.set_cursor(cursor.network, cursor.first, cursor.address)
+        for fact in document.facts:
+            await txn.put_fact(fact.name, fact.value)
+        await txn.replace_history(document.events)
+        advance(len(document.events))
+
+    await store.write(job)
+
+
+async def _dump(txn: Transaction) -> Document:
+    return Document(
+        networks=tuple(TrackedNetwork(name=n, configuration=c, since=s) for n, c, s in await txn.networks()),
+        pools=tuple(await txn.pools()),
+        cursors=tuple(SetCursor(network=n, first=f, address=a) for n, f, a in await txn.cursors()),
+        facts=tuple(Fact(name=name, value=value) for name, value in await txn.facts()),
+        addresses=tuple([each async for each in _entries(txn)]),
+        events=tuple(reversed([each async for each in _events(txn)])),
+    )
+
+
+async def _entries(txn: Transaction) -> AsyncIterator[Entry]:
+    after: Place | None = None
+    while page := await txn.entries(None, after):
+        for each in page:
+            yield each
+        after = Place(network=page[-1].network, address=page[-1].address)
+
+
+async def _events(txn: Transaction) -> AsyncIterator[Event]:
+    before: int | None = None
+    while page := await txn.history("", None, "", before, PAGE):
+        for each in page:
+            yield each
+        before = page[-1].number

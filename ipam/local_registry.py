@@ -1,0 +1,268 @@
+"""The `Registry` in this process: what operators look up and change on the lease database."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+from ipaddress import ip_interface
+
+from ipam.allocator import Run, merged, usable, withheld
+from ipam.api import Address, Lease, Owner, RangeSet, Reservation, ReservedFor, Wanted
+from ipam.blobs import from_number, to_number
+from ipam.clock import Moment
+from ipam.clock import now as this_moment
+from ipam.errors import AddressNotOffered, AddressTaken, NotFound, PoolConflict, RequestRefused
+from ipam.host import Host, Surroundings
+from ipam.registry import PAGE, Entry, Event, Finding, Moved, Place, Pool, PoolUse, Weight
+from ipam.settings import Settings
+from ipam.store import Store
+from ipam.tracking import Tracker, configuration_text
+from ipam.transaction import Transaction
+
+
+class LocalRegistry:
+    """Looks after the addresses of one lease database."""
+
+    def __init__(
+        self, store: Store, settings: Settings, host: Host, *, clock: Callable[[], Moment] = this_moment
+    ) -> None:
+        self._store = store
+        self._host = host
+        self._clock = clock
+        self.settings = settings  # may be replaced at any time
+
+    async def pools(self, network: str | None = None) -> tuple[PoolUse, ...]:
+        """See `Registry.pools`."""
+        return await self._store.read(partial(self._pools, network))
+
+    async def entries(
+        self, network: str | None = None, *, after: Place | None = None, limit: int = PAGE
+    ) -> tuple[Entry, ...]:
+        """See `Registry.entries`."""
+        return tuple(await self._store.read(lambda txn: txn.entries(network, after, limit)))
+
+    async def history(
+        self,
+        *,
+        network: str = "",
+        address: Address | None = None,
+        container: str = "",
+        before: int | None = None,
+        limit: int = PAGE,
+    ) -> tuple[Event, ...]:
+        """See `Registry.history`."""
+        return tuple(await self._store.read(lambda txn: txn.history(network, address, container, before, limit)))
+
+    async def reserve(self, network: str, address: Address, reservation: Reservation) -> None:
+        """See `Registry.reserve`."""
+
+        if not reservation.value and reservation.kind != ReservedFor.NOBODY:
+            raise RequestRefused(f"a reservation for a {reservation.kind} names it")
+
+        async def job(txn: Transaction) -> None:
+            pools = await txn.pools(network)
+            within = [each for each in pools if address.version == each.subnet.version and address in each.subnet]
+            if not within:
+                known = ", ".join(str(each.subnet) for each in pools) or "none"
+                raise AddressNotOffered(f'address {address} is in no pool of network "{network}" ({known})')
+            number = to_number(address)
+            if any(run.first <= number < run.next for pool in within for each in pool.ranges for run in withheld(each)):
+                raise AddressNotOffered(f'address {address} of network "{network}" is never handed out')
+            known_entry = await txn.entry(network, address)
+            if known_entry is not None and known_entry.reservation not in (None, reservation):
+                raise AddressTaken(
+                    f'address {address} of network "{network}" is reserved for {known_entry.reservation}'
+                )
+            entry = known_entry or Entry(network=network, address=address)
+            await txn.put([replace(entry, reservation=reservation)])
+
+        await self._store.write(job)
+
+    async def unreserve(self, network: str, address: Address) -> None:
+        """See `Registry.unreserve`."""
+
+        async def job(txn: Transaction) -> None:
+            entry = await txn.entry(network, address)
+            if entry is None or entry.reservation is None:
+                raise NotFound(f'address {address} of network "{network}" is not reserved')
+            if entry.lease is None and entry.released is None:
+                await txn.drop(entry)
+            else:
+                await txn.put([replace(entry, reservation=None)])
+
+        await self._store.free(job)
+
+    async def take_back(self, owner: Owner, address: Address) -> None:
+        """See `Registry.take_back`."""
+
+        async def job(txn: Transaction) -> None:
+            if not await txn.release_address(owner, address, self._clock()):
+                raise NotFound(f"{owner} does not hold {address}")
+
+        await self._store.free(job)
+
+    async def forget(self, network: str) -> None:
+        """See `Registry.forget`."""
+
+        async def job(txn: Transaction) -> None:
+            if await txn.configuration(network) is None and not await txn.pools(network):
+                raise NotFound(f'network "{network}" has no pool')
+            after, in_use = None, 0
+            while page := await txn.entries(network, after):
+                in_use += sum(each.lease is not None or each.reservation is not None for each in page)
+                after = Place(network=network, address=page[-1].address)
+            if in_use:
+                raise PoolConflict(f'network "{network}" has {in_use} leases and reservations; end them first')
+            await txn.forget(network)
+
+        await self._store.free(job)
+
+    async def adopt(self, wanted: Wanted, moved: tuple[Moved, ...], last: tuple[Address, ...]) -> None:
+        """See `Registry.adopt`."""
+        around = await asyncio.to_thread(self._host.surroundings)
+        await self._store.write(partial(self._adopt, wanted, moved, last, around))
+
+    async def verify(self) -> tuple[Finding, ...]:
+        """See `Registry.verify`."""
+        return tuple(await self._store.read(self._verify))
+
+    async def mend(self) -> None:
+        """See `Registry.mend`."""
+        await self._store.write(lambda txn: txn.rebuild_runs())
+
+    async def _pools(self, network: str | None, txn: Transaction) -> tuple[PoolUse, ...]:
+        return tuple([await self._use(txn, each) for each in await txn.pools(network)])
+
+    async def _use(self, txn: Transaction, pool: Pool) -> PoolUse:
+        runs = _usable(pool)
+        counts = [await txn.count(pool.network, run, self._clock(), self.settings.addresses.cooldown) for run in runs]
+        leased, cooling, reserved = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0, 0)
+        capacity = sum(run.next - run.first for run in runs)
+        cursors = {first: address for _, first, address in await txn.cursors(pool.network)}
+        last = next((cursors[each.first] for each in pool.ranges if each.first in cursors), None)
+        return PoolUse(pool=pool, capacity=capacity, leased=leased, cooling=cooling, reserved=reserved, last=last)
+
+    async def _adopt(
+        self,
+        wanted: Wanted,
+        moved: tuple[Moved, ...],
+        last: tuple[Address, ...],
+        around: Surroundings,
+        txn: Transaction,
+    ) -> None:
+        network, now = wanted.owner.network, self._clock()
+        async with txn.savepoint():
+            configuration = await txn.configuration(network)
+            sets = wanted.range_sets or tuple(RangeSet(ranges=each.ranges) for each in await txn.pools(network))
+            if wanted.range_sets and configuration != configuration_text(wanted.range_sets, wanted.allow_overlap):
+                tracker = Tracker(
+                    txn=txn,
+                    default_pools=self.settings.default_pools,
+                    around=around,
+                    boot_id=now.boot_id,
+                    notes=[],
+                )
+                sets = await tracker.track(wanted, configuration)
+            entries = []
+            for each in moved:
+                known = await txn.entry(network, each.address)
+                if known is not None and known.lease is not None:
+                    if known.lease.owner != each.owner:
+                        raise AddressTaken(f"{each.address} of {each.owner} is held by {known.lease.owner} here")
+                    continue
+                entries.append(_moved_entry(each, sets, now, known))
+            await txn.put(entries)
+            for address in last:
+                for offer in sets:
+                    if offer.range_of(address) is not None:
+                        await txn.set_cursor(network, offer.ranges[0].first, address)
+
+    async def _verify(self, txn: Transaction) -> list[Finding]:
+        found = [Finding(weight=Weight.ERROR, what=f"the database file: {each}") for each in await txn.integrity()]
+        pools = await txn.pools()
+        numbers: dict[str, list[Run]] = {}
+        after: Place | None = None
+        while page := await txn.entries(None, after):
+            after = Place(network=page[-1].network, address=page[-1].address)
+            for each in page:
+                number = to_number(each.address)
+                numbers.setdefault(each.network, []).append(Run(first=number, next=number + 1))
+                own = [pool for pool in pools if pool.network == each.network and _holds(pool, each.address)]
+                if each.lease is not None and not own:
+                    what = f"{each.address} of {each.lease.owner} is in no pool of its network"
+                    found.append(Finding(weight=Weight.WARNING, what=what))
+        expected = [(network, run) for network, runs in sorted(numbers.items()) for run in merged(runs)]
+        actual = await txn.runs()
+        for network, run in sorted(set(expected) ^ set(actual)):
+            missing = (network, run) in expected
+            what = f'network "{network}": {from_number(run.first)} to {from_number(run.next - 1)} is '
+            what += "in use and not marked as taken" if missing else "marked as taken and not in use"
+            found.append(Finding(weight=Weight.ERROR, what=what, mendable=True))
+        found += [each for pool in pools for each in await self._verify_pool(txn, pool, actual)]
+        found += _verify_apart(pools)
+        return found
+
+    async def _verify_pool(self, txn: Transaction, pool: Pool, taken: list[tuple[str, Run]]) -> list[Finding]:
+        """Whether what is free by the runs is what is left by the states: leased, cooling, reserved, or rested."""
+        use = await self._use(txn, pool)
+        rested = sum([await txn.count_rests(pool.network, run) for run in _usable(pool)]) - use.cooling
+        own = [run for network, run in taken if network == pool.network]
+        untaken = use.capacity - sum(_common(run, each) for run in _usable(pool) for each in own)
+        if use.free == untaken + rested:
+            return []
+        what = (
+            f'pool {pool.subnet} of network "{pool.network}" has {use.capacity} addresses: {use.leased} leased, '
+            f"{use.cooling} cooling, {use.reserved} reserved and {untaken + rested} free, which is not their sum"
+        )
+        return [Finding(weight=Weight.ERROR, what=what, mendable=True)]
+
+
+def _usable(pool: Pool) -> tuple[Run, ...]:
+    return merged(run for each in pool.ranges for run in usable(each))
+
+
+def _common(one: Run, other: Run) -> int:
+    """How many addresses both runs have."""
+    return max(0, min(one.next, other.next) - max(one.first, other.first))
+
+
+def _holds(pool: Pool, address: Address) -> bool:
+    return pool.subnet.version == address.version and address in pool.subnet
+
+
+def _verify_apart(pools: Iterable[Pool]) -> list[Finding]:
+    """Pools of different networks that overlap although neither allows it."""
+    found = []
+    ordered = sorted(
+        (each for each in pools if not each.shared),
+        key=lambda pool: (pool.subnet.version, int(pool.subnet.network_address), pool.subnet.prefixlen),
+    )
+    for position, one in enumerate(ordered):
+        for other in ordered[position + 1 :]:
+            if one.subnet.version != other.subnet.version or not one.subnet.overlaps(other.subnet):
+                break  # in this order, none behind it overlaps either
+            if one.network != other.network:
+                what = f'{one.subnet} of network "{one.network}" overlaps {other.subnet} of network "{other.network}"'
+                found.append(Finding(weight=Weight.ERROR, what=what))
+    return found
+
+
+def _moved_entry(moved: Moved, sets: Iterable[RangeSet], now: Moment, known: Entry | None) -> Entry:
+    """A lease as this IPAM would have given it; an address of no range has neither subnet nor gateway."""
+    each = next((each for offer in sets if (each := offer.range_of(moved.address)) is not None), None)
+    prefix = each.subnet.prefixlen if each is not None else moved.address.max_prefixlen
+    return Entry(
+        network=moved.owner.network,
+        address=moved.address,
+        lease=Lease(
+            owner=moved.owner,
+            address=ip_interface((moved.address, prefix)),
+            gateway=each.gateway if each is not None else None,
+            since=datetime.now(UTC).replace(microsecond=0),
+            boot_id=now.boot_id,
+        ),
+        reservation=known.reservation if known is not None else None,
+    )

@@ -1,0 +1,67 @@
+"""Room on the disk held in reserve, so that addresses can be given back when the file system is full."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from ipam import files
+from ipam.errors import StoreFull, StoreUnavailable
+
+SIZE = 512 << 10  # bytes: the journal of a transaction and some pages of history, many times over
+_LEAST = 64 << 10  # bytes that an allocation may need
+
+
+class Reserve:
+    """A file that takes up room until it is needed."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def ensure(self) -> None:
+        """Hold the room; `StoreFull` if there is none left to hold, or none beside it."""
+        try:
+            if self._path.stat().st_size == SIZE:
+                self._require_room()
+                return
+            self._path.unlink()  # what was interrupted while it was made
+        except FileNotFoundError:
+            pass
+        try:
+            fd = files.create(self._path)
+        except FileExistsError:  # somebody else has just made it
+            return
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise StoreFull(self._full()) from None
+            raise StoreUnavailable(f"{self._path}: {error.strerror}; check its directory") from None
+        try:
+            os.posix_fallocate(fd, 0, SIZE)
+        except OSError as error:
+            self._path.unlink(missing_ok=True)
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise StoreFull(self._full()) from None
+            raise StoreUnavailable(f"{self._path}: {error.strerror}; check its directory") from None
+        finally:
+            os.close(fd)
+
+    def _require_room(self) -> None:
+        room = os.statvfs(self._path.parent)
+        blocks = room.f_bfree if os.geteuid() == 0 else room.f_bavail
+        if blocks * room.f_frsize < _LEAST:
+            raise StoreFull(self._full())
+
+    def spend(self) -> bool:
+        """Give the room free; whether there was any."""
+        try:
+            self._path.unlink()
+        except OSError:
+            return False
+        return True
+
+    def _full(self) -> str:
+        return (
+            f"no room beside {self._path}, which is held in reserve for releases, so no address is given; "
+            "free space on its file system"
+        )
