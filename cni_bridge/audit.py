@@ -75,16 +75,20 @@ def compare(
     }
     yield from _outlived(entries, live, lives)
     for each in live:
-        address = each.address.ip
-        pool = next((pool for pool in pools if _hands_out(pool, address)), None)
-        if pool is None or address in leased or (pool.network, address) in withheld:
+        address, owner = each.address.ip, owners.get(each.address.ip)
+        if address in leased:
             continue
+        repairs: list[Repair] = []
+        if owner is not None and owner.ifname == each.ifname:
+            repairs.append(Adopt(owner=owner, address=address))
+        else:
+            networks = dict.fromkeys(pool.network for pool in pools if _hands_out(pool, address))
+            repairs += [
+                Withhold(network=network, address=address) for network in networks if (network, address) not in withheld
+            ]
         what = f"{address} is in use on {each.ifname} in {each.netns.path} and has no lease"
-        owner = owners.get(address)
-        repair: Repair = Withhold(network=pool.network, address=address)
-        if owner is not None and owner.network == pool.network:
-            repair = Adopt(owner=owner, address=address)
-        yield Problem(finding=Finding(weight=Weight.ERROR, what=what), repair=repair)
+        for repair in repairs:
+            yield Problem(finding=Finding(weight=Weight.ERROR, what=what), repair=repair)
 
 
 def _outlived(

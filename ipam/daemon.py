@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypedDict
 
@@ -59,8 +59,11 @@ def main(host: Host) -> int:
 
 
 async def _serve(settings: Settings, host: Host) -> None:
-    _require_local_disk(settings.state_dir)
-    settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        _require_local_disk(settings.state_dir)
+        settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise CannotStart(f"cannot use {settings.state_dir}: {error.strerror}") from None
     lock = _hold(settings.state_dir / "ipamd.lock")
     try:
         store = await Store.open(settings.database, patience=settings.patience, check=True)
@@ -190,8 +193,9 @@ def _hold(path: Path) -> int:
         holder = os.pread(fd, 20, 0).decode(errors="replace").strip()
         os.close(fd)
         raise CannotStart(f"another ipamd (process {holder}) serves {path.parent}") from None
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    with suppress(OSError):  # on a full disk nobody reads who holds it, and it is held all the same
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
     return fd
 
 

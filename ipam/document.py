@@ -67,9 +67,28 @@ def parse(value: Json) -> Document:
     if value.get("version") != VERSION:
         raise RequestRefused(f"this dump has version {value.get('version')}, this program knows version {VERSION}")
     try:
-        return decode(Document, {key: each for key, each in value.items() if key not in ("format", "version")})
+        document = decode(Document, {key: each for key, each in value.items() if key not in ("format", "version")})
+        _require_consistent(document)
     except ValueError as error:
         raise RequestRefused(f"malformed dump: {error}") from None
+    return document
+
+
+def _require_consistent(document: Document) -> None:
+    """Refuse, with `ValueError`, what no database can hold."""
+    for what, keys in (
+        ("address", [f"{each.address} of {each.network}" for each in document.addresses]),
+        ("fact", [each.name for each in document.facts]),
+        ("event", [str(each.number) for each in document.events]),
+    ):
+        if len(keys) != len(set(keys)):
+            raise ValueError(f"{what} {next(each for each in keys if keys.count(each) > 1)} is there twice")
+    for entry in document.addresses:
+        lease = entry.lease
+        if lease is None and entry.released is None and entry.reservation is None:
+            raise ValueError(f"{entry.address} of {entry.network} has neither lease nor rest nor reservation")
+        if lease is not None and (lease.owner.network, lease.address.ip) != (entry.network, entry.address):
+            raise ValueError(f"{entry.address} of {entry.network} has a lease of {lease.address} to {lease.owner}")
 
 
 async def dump(store: Store) -> Document:
@@ -81,7 +100,7 @@ async def load(store: Store, document: Document, advance: Callable[[int], None])
     """Fill an empty database with the document, in one transaction; `advance` hears of addresses and events done."""
 
     async def job(txn: Transaction) -> None:
-        if await txn.entries(limit=1) or await txn.pools() or await txn.networks():
+        if await txn.entries(limit=1) or await txn.pools() or await txn.networks() or await txn.facts():
             raise StoreUnavailable("the lease database is not empty; move ipam.db away first")
         for network in document.networks:
             await txn.track(network.name, network.configuration, network.since)

@@ -6,6 +6,7 @@ A file named by the address holds the container's id and, since plugins 0.8, its
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -45,6 +46,9 @@ def read(directory: Path, network: str) -> Contents:
         for path in sorted(directory.iterdir()):
             if path.name == "lock":
                 continue
+            if not path.is_file():
+                strange.append(path.name)
+                continue
             text = path.read_text(errors="replace").strip()
             if path.name.startswith(_LAST):
                 number, address = path.name.removeprefix(_LAST), _parse(text)
@@ -72,7 +76,11 @@ def read(directory: Path, network: str) -> Contents:
 def write(directory: Path, leases: Iterable[Moved], last: Sequence[Address]) -> None:
     """Make the network's directory say this; `FileExistsError` if an address is there already."""
     directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+    leases = list(leases)
     with locked(directory):
+        for each in leases:
+            if (path := directory / str(each.address)).exists():
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
         for each in leases:
             with open(directory / str(each.address), "x", newline="") as file:
                 file.write(f"{each.owner.container_id}\r\n{each.owner.ifname}")

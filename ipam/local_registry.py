@@ -181,8 +181,11 @@ class LocalRegistry:
                         await txn.set_cursor(network, offer.ranges[0].first, address)
 
     async def _verify(self, txn: Transaction) -> list[Finding]:
-        found = [Finding(weight=Weight.ERROR, what=f"the database file: {each}") for each in await txn.integrity()]
-        pools = await txn.pools()
+        found = [
+            Finding(weight=Weight.ERROR, what=f"the database file: {each}", mendable=True)
+            for each in await txn.integrity()
+        ]
+        pools, tracked = await txn.pools(), {name for name, *_ in await txn.networks()}
         numbers: dict[str, list[Run]] = {}
         after: Place | None = None
         while page := await txn.entries(None, after):
@@ -191,7 +194,7 @@ class LocalRegistry:
                 number = to_number(each.address)
                 numbers.setdefault(each.network, []).append(Run(first=number, next=number + 1))
                 own = [pool for pool in pools if pool.network == each.network and _holds(pool, each.address)]
-                if each.lease is not None and not own:
+                if each.lease is not None and each.network in tracked and not own:
                     what = f"{each.address} of {each.lease.owner} is in no pool of its network"
                     found.append(Finding(weight=Weight.WARNING, what=what))
         expected = [(network, run) for network, runs in sorted(numbers.items()) for run in merged(runs)]

@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from ipam.errors import StoreBusy
 from ipam.registry import PoolUse, Registry
 
 _PATIENCE = 10.0  # seconds that the pools may take to be counted
@@ -57,7 +58,12 @@ class _Pools(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """See `Collector`."""
         future = asyncio.run_coroutine_threadsafe(self._pools(), self._loop)
-        yield from self._families(future.result(_PATIENCE))
+        try:
+            pools = future.result(_PATIENCE)
+        except TimeoutError:
+            future.cancel()
+            raise StoreBusy(f"the pools could not be counted within {_PATIENCE:g} s; try again") from None
+        yield from self._families(pools)
 
     async def _pools(self) -> tuple[PoolUse, ...]:
         return await self._registry.pools()

@@ -43,7 +43,7 @@ def obstacles(around: Surroundings, links: Iterable[str], own_gateways: Iterable
     found = [
         Obstacle(subnet=each.address.network, what=f"address {each.address} of {each.link}", on_link=True)
         for each in around.addresses
-        if each.link not in own and each.address.network not in gateways
+        if each.link not in own and ip_network(each.address.ip) not in gateways
     ]
     on_link = {each.subnet for each in found}
     found += [

@@ -194,4 +194,4 @@ class Registry(Protocol):
         """Compare the store with itself."""
 
     async def mend(self) -> None:
-        """Make what can be derived from the addresses anew."""
+        """Make what can be derived from the addresses anew: runs and indexes."""

@@ -62,6 +62,6 @@ class Reserve:
 
     def _full(self) -> str:
         return (
-            f"no room beside {self._path}, which is held in reserve for releases, so no address is given; "
+            f"no room for {self._path}, which is held in reserve for releases, so no address is given; "
             "free space on its file system"
         )

@@ -12,7 +12,7 @@ from ipaddress import IPv6Network, ip_network
 from secrets import token_bytes
 
 from ipam.allocator import Run
-from ipam.api import AnySubnet, Lease, Network, RangeSet, Wanted
+from ipam.api import AnySubnet, Lease, Network, Range, RangeSet, Wanted
 from ipam.blobs import to_number
 from ipam.codec import encode
 from ipam.errors import PoolConflict
@@ -84,10 +84,10 @@ class Tracker:
         pools = await self.txn.pools()
         own = [each for each in pools if each.network == network]
         others = [each for each in pools if each.network != network]
-        ranges = [each for offer in wanted.range_sets for each in offer.ranges]
-        ranges += [each for pool in own for each in pool.ranges]
-        gateways = [ip_network(each.gateway) for each in ranges if each.gateway is not None]
-        hindering = obstacles(self.around, wanted.links, gateways)
+        gateways = _gateways(each for pool in own for each in pool.ranges)
+        # A link that has the gateway alone, as each of ptp's has, serves this network already.
+        new = _gateways(each for offer in wanted.range_sets for each in offer.ranges)
+        hindering = [each for each in obstacles(self.around, wanted.links, gateways) if each.subnet not in new]
         planned = _planned(wanted, own)
         for _, wish in _wishes(wanted.range_sets):
             planned.append(
@@ -194,6 +194,10 @@ class Tracker:
         run = Run(first=to_number(subnet.network_address), next=to_number(subnet.broadcast_address) + 1)
         leases = await self.txn.leases_within(wanted.owner.network, run)
         return [each for each in leases if each.owner != wanted.owner and each.boot_id == self.boot_id]
+
+
+def _gateways(ranges: Iterable[Range]) -> set[Network]:
+    return {ip_network(each.gateway) for each in ranges if each.gateway is not None}
 
 
 def _going(own: Iterable[Pool], planned: Iterable[Pool]) -> list[Pool]:

@@ -412,7 +412,8 @@ class Transaction:
         return [(row[0], Run(first=blob_number(row[1]), next=blob_number(row[2]))) for row in rows]
 
     async def rebuild_runs(self) -> None:
-        """Make the runs anew from the addresses."""
+        """Make the indexes, and the runs, anew from the addresses."""
+        await self._connection.execute("REINDEX")
         await self._connection.execute("DELETE FROM taken")
         await self._connection.execute(
             "WITH steps AS (SELECT network, address, next, lag(next) OVER by_address IS NOT address AS begins "

@@ -80,7 +80,7 @@ def _report(problems: list[Problem], *, as_json: bool) -> None:
 def _words(problem: Problem) -> str:
     if problem.repair is not None:
         return str(problem.repair)
-    return "make the runs of taken addresses anew" if problem.finding.mendable else ""
+    return "make runs and indexes anew" if problem.finding.mendable else ""
 
 
 def _repair(settings: Settings, problems: list[Problem], *, yes: bool) -> list[Problem]:

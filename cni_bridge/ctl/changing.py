@@ -7,6 +7,7 @@ from ipaddress import ip_address
 import click
 
 from cni_bridge.ctl.access import all_entries, ask
+from cni_bridge.ctl.looking import as_address
 from cni_bridge.ctl.output import confirm, network_option, yes_option
 from ipam.api import Address, Reservation, ReservedFor
 from ipam.registry import Entry, Registry
@@ -116,9 +117,9 @@ async def _network_of(registry: Registry, address: Address) -> str:
 
 
 async def _leases_of(registry: Registry, what: str, network: str | None) -> list[Entry]:
-    entries = await all_entries(registry, network)
+    entries, address = await all_entries(registry, network), as_address(what)
     return [
         each
         for each in entries
-        if each.lease is not None and what in (str(each.address), each.lease.owner.container_id)
+        if each.lease is not None and (each.address == address or each.lease.owner.container_id == what)
     ]

@@ -175,7 +175,7 @@ def show_one(settings: Settings, what: str, as_json: bool) -> None:
 
 
 async def _look_up(registry: Registry, what: str) -> tuple[list[PoolUse], list[Entry], list[Event]]:
-    address = _as_address(what)
+    address = as_address(what)
     uses = await registry.pools()
     if address is not None:
         entries = [each for each in await all_entries(registry) if each.address == address]
@@ -190,7 +190,8 @@ async def _look_up(registry: Registry, what: str) -> tuple[list[PoolUse], list[E
     return [], entries, events
 
 
-def _as_address(text: str) -> Address | None:
+def as_address(text: str) -> Address | None:
+    """The address that the text is; None if it is none."""
     try:
         return ip_address(text)
     except ValueError:
@@ -239,7 +240,7 @@ def history(
     as_json: bool,
 ) -> None:
     """Tells what happened to addresses, newest first, and who had one at a time."""
-    of = _as_address(address)
+    of = as_address(address)
     if address and of is None:
         raise click.UsageError(f"{address} is no address")
     if at is not None and of is None:

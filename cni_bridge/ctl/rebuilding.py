@@ -21,9 +21,11 @@ from cni_bridge.datapath.survey import LiveAddress, survey
 from cni_bridge.records import Records
 from ipam.api import Lease, Owner
 from ipam.clock import now
-from ipam.registry import Entry
+from ipam.ranges import build_range
+from ipam.registry import Entry, Origin, Pool
 from ipam.settings import Settings
 from ipam.store import Store
+from ipam.transaction import Transaction
 
 log = logging.getLogger(__name__)
 
@@ -57,15 +59,36 @@ async def _fill(settings: Settings, leases: list[Lease]) -> None:
     store = await Store.open(settings.database, patience=settings.patience)
     try:
         entries = [Entry(network=each.owner.network, address=each.address.ip, lease=each) for each in leases]
-        await store.write(lambda txn: txn.put(entries))
+        pools = {(each.owner.network, each.address.network): _pool(each) for each in leases}
+
+        async def job(txn: Transaction) -> None:
+            for pool in pools.values():
+                await txn.put_pool(pool)
+            await txn.put(entries)
+
+        await store.write(job)
     finally:
         await store.close()
+
+
+def _pool(lease: Lease) -> Pool:
+    """The pool of the lease as far as it tells; the network's next ADD says what it is in truth."""
+    subnet = lease.address.network
+    return Pool(
+        network=lease.owner.network,
+        subnet=subnet,
+        ranges=(build_range(subnet, gateway=lease.gateway),),
+        origin=Origin.DEFAULT,  # so that a network whose configuration names no subnet keeps it
+        reason="made anew from the leases of containers that lived",
+        shared=False,
+        since=datetime.now(UTC).replace(microsecond=0),
+    )
 
 
 def _living(settings: Settings, live: list[LiveAddress]) -> Iterator[Lease]:
     """The leases that records and results tell of and that a namespace bears out, now those of this boot."""
     seen = {(each.ifname, each.address.ip): each for each in live}
-    for lease in (*_recorded(settings), *_cached()):
+    for lease in (*_cached(live), *_recorded(settings)):  # what a record says goes before
         found = seen.get((lease.owner.ifname, lease.address.ip))
         if found is not None:
             yield replace(lease, boot_id=now().boot_id, netns=lease.netns or found.netns, mac=lease.mac or found.mac)
@@ -77,14 +100,17 @@ def _recorded(settings: Settings) -> Iterator[Lease]:
             yield from attachment.allocation.leases
 
 
-def _cached() -> Iterator[Lease]:
-    """The leases in the results that libcni keeps (its cache, "cniCacheV1")."""
+def _cached(live: list[LiveAddress]) -> Iterator[Lease]:
+    """The leases in the results that libcni keeps ("cniCacheV1"), if a link has the MAC address they tell."""
+    macs = {each.mac for each in live}
     for path in sorted(RESULTS.glob("*")):
         try:
             cached = json.loads(path.read_bytes())
             owner = Owner(network=cached["networkName"], container_id=cached["containerId"], ifname=cached["ifName"])
             if _is_ours(json.loads(base64.b64decode(cached["config"]))):
-                yield from (_lease(owner, each) for each in cached["result"]["ips"])
+                links = [each for each in cached["result"].get("interfaces", ()) if each.get("sandbox")]
+                if all(each["mac"].lower() in macs for each in links if each["name"] == owner.ifname):
+                    yield from (_lease(owner, each) for each in cached["result"]["ips"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             log.warning("passing over %s: %s: %s", path, type(error).__name__, error)
 

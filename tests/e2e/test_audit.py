@@ -175,7 +175,8 @@ def test_a_database_that_lacks_rows_in_an_index_is_made_anew(host: Host) -> None
         f"PRAGMA writable_schema = ON; UPDATE sqlite_schema SET sql = '{statement}' WHERE name = 'addresses_by_owner';"
     )
     host.shell(f'python3 -c \'import sqlite3; sqlite3.connect("{DATABASE}").executescript(open("/run/sql").read())\'')
-    assert any("missing from index addresses_by_owner" in each["what"] for each in found(host))
+    done = audit(host, status=1)
+    assert "index addresses_by_owner" in done.stdout + done.stderr
     audit(host, "--repair", "--yes")
     assert attach_again(host, "a")["ips"][0]["address"] == "10.88.0.2/24"
     host.plugin("DEL", CONF, "a").succeeded()
@@ -187,9 +188,9 @@ def test_a_stale_result_takes_no_address_from_who_lives(host: Host) -> None:
     mac = next(each["mac"] for each in result["interfaces"] if each["name"] == "eth0")
     stale = json.dumps(result).replace("/run/netns/lives", "/run/netns/zombie").replace(mac, "02:00:00:00:00:07")
     cache(host, THEIRS, "zombie", json.loads(stale))
-    host.shell(DAMAGES["pages overwritten"])
-    before = outside_path(host, DATABASE).read_bytes()
     daemon = start_ipamd(host)
+    host.shell(DAMAGES["garbage"])
+    before = outside_path(host, DATABASE).read_bytes()
     assert f"{DATABASE} is damaged" in audit(host, status=1, env=ONLY_THROUGH_IPAMD).stderr
     assert "ipamd runs; stop it first" in audit(host, "--repair", "--yes", status=1).stderr
     assert outside_path(host, DATABASE).read_bytes() == before
@@ -213,7 +214,7 @@ def test_a_database_that_was_lost_is_filled_again(host: Host) -> None:
     held = holders(host)
     host.shell(f"rm {STATE}/*")
     audit(host, "--repair", "--yes")
-    assert holders(host).values() == held.values()
+    assert sorted(holders(host).values()) == sorted(held.values())
     assert given(host, CONF, "c") == "10.88.0.4/24"
     for name, result in results.items():
         assert attach_again(host, name) == result

@@ -401,7 +401,6 @@ def test_del_with_a_stale_netns_path(host: Host, backend: str, make: str) -> Non
         {"ipam": None},
         {"ipam": 7},
         {"ipam": {"type": "cni-ipam", "subnet": "10.88.0.5/24"}},
-        {"ipam": {"type": "cni-ipam"}},
         {"ipam": {"type": 7}},
         {"ipam": {**IPV4, "type": "nonesuch"}},
         {"ipam": {**IPV4, "type": "host-local"}},
