@@ -170,7 +170,7 @@ class LocalRegistry:
             for each in moved:
                 known = await txn.entry(network, each.address)
                 if known is not None and known.lease is not None:
-                    if known.lease.owner != each.owner:
+                    if each.owner not in (known.lease.owner, replace(known.lease.owner, ifname="")):
                         raise AddressTaken(f"{each.address} of {each.owner} is held by {known.lease.owner} here")
                     continue
                 entries.append(_moved_entry(each, sets, now, known))

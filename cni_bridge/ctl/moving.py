@@ -83,7 +83,10 @@ def import_host_local(settings: Settings, network: str, directory: Path, conf: P
 @directory_option
 @click.pass_obj
 def export(settings: Settings, network: str, directory: Path) -> None:
-    """Writes the leases of NETWORK as the reference host-local keeps them; here they stay."""
+    """Writes the leases of NETWORK as the reference host-local keeps them; here they stay.
+
+    Where its range sets stand is written in order of address, IPv4 first.
+    """
 
     async def work(registry: Registry) -> tuple[list[Moved], tuple[PoolUse, ...]]:
         entries = await all_entries(registry, network)

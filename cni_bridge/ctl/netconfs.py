@@ -39,10 +39,12 @@ def _plugins(path: Path) -> Iterator[dict[str, Any]]:
         raise click.ClickException(f"{path} cannot be read: {error}") from None
     if not isinstance(document, dict):
         raise click.ClickException(f"{path} is no network configuration")
+    plugins = document.get("plugins", [document])
+    if not isinstance(plugins, list) or not all(isinstance(each, dict) for each in plugins):
+        raise click.ClickException(f'{path} is no network configuration: its "plugins" is no list of objects')
     of_all = {key: document[key] for key in ("name", "cniVersion") if key in document}
-    for plugin in document.get("plugins", [document]):
-        if isinstance(plugin, dict):
-            yield {**plugin, **of_all}
+    for plugin in plugins:
+        yield {**plugin, **of_all}
 
 
 def _wanted(plugin: dict[str, Any]) -> Wanted:

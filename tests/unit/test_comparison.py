@@ -63,11 +63,11 @@ def live(address: str, at: NetnsRef = HERE, ifname: str = "eth0") -> LiveAddress
     return LiveAddress(netns=at, ifname=ifname, mac="02:00:00:00:00:07", address=ip_interface(f"{address}/24"))
 
 
-def attached(*addresses: str, of: Owner | None = None) -> Attachment:
+def attached(*addresses: str, of: Owner | None = None, ipam: str = "cni-ipam") -> Attachment:
     """What is recorded of an attachment with these addresses; with none, as before IPAM had answered."""
     of = of or owner("a")
     return plan(
-        parse_netconf(request(ipam={"type": "cni-ipam"})),
+        parse_netconf(request(ipam={"type": ipam})),
         of,
         HERE,
         Allocation(leases=tuple(lease(each, of) for each in addresses)) if addresses else None,
@@ -131,6 +131,10 @@ NO_DIFFERENCE = {
     },
     "link-local, and no pool holds it": {"seen": [live("169.254.0.9"), live("fe80::9")]},
     "an attachment without addresses": {"attachments": [attached()]},
+    "an address that another IPAM plugin gave": {
+        "seen": [live("10.9.0.2")],
+        "attachments": [attached("10.9.0.2", ipam="static")],
+    },
     "an attachment of which nothing is left": {"attachments": [attached("10.0.0.2")]},
 }
 
