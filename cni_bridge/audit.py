@@ -12,6 +12,8 @@ from ipam.api import Address, NetnsRef, Owner
 from ipam.blobs import to_number
 from ipam.registry import Entry, Finding, Pool, Weight
 
+OWN_TYPES = ("cni-ipam", "host-local")  # of attachments that may have leases here: the latter can be a link to ours
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TakeBack:
@@ -70,7 +72,7 @@ def compare(
     owners = {
         lease.address.ip: lease.owner
         for attachment in attachments
-        if attachment.allocation is not None
+        if attachment.allocation is not None and attachment.ipam_type in OWN_TYPES
         for lease in attachment.allocation.leases
     }
     yield from _outlived(entries, live, lives)

@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from cni_bridge.audit import OWN_TYPES
 from cni_bridge.ctl.access import finish
 from cni_bridge.ctl.moving import without_daemon
 from cni_bridge.ctl.output import confirm
@@ -30,7 +31,6 @@ from ipam.transaction import Transaction
 log = logging.getLogger(__name__)
 
 RESULTS = Path("/var/lib/cni/results")  # where libcni keeps the results of ADD
-_OURS = ("cni-ipam", "host-local")  # the latter may be a link to ours
 
 
 def rebuild(settings: Settings, *, yes: bool) -> None:
@@ -96,7 +96,7 @@ def _living(settings: Settings, live: list[LiveAddress]) -> Iterator[Lease]:
 
 def _recorded(settings: Settings) -> Iterator[Lease]:
     for attachment in Records(settings.run_dir / "attachments").all():
-        if attachment.allocation is not None and attachment.ipam_type in _OURS:
+        if attachment.allocation is not None and attachment.ipam_type in OWN_TYPES:
             yield from attachment.allocation.leases
 
 
@@ -116,7 +116,7 @@ def _cached(live: list[LiveAddress]) -> Iterator[Lease]:
 
 
 def _is_ours(config: dict[str, Any]) -> bool:
-    return any(plugin.get("ipam", {}).get("type") in _OURS for plugin in config.get("plugins", [config]))
+    return any(plugin.get("ipam", {}).get("type") in OWN_TYPES for plugin in config.get("plugins", [config]))
 
 
 def _lease(owner: Owner, ip: dict[str, Any]) -> Lease:
