@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from cni_bridge.datapath.survey import LiveAddress
@@ -11,8 +11,6 @@ from ipam.allocator import usable
 from ipam.api import Address, NetnsRef, Owner
 from ipam.blobs import to_number
 from ipam.registry import Entry, Finding, Pool, Weight
-
-OWN_TYPES = ("cni-ipam", "host-local")  # of attachments that may have leases here: the latter can be a link to ours
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +63,7 @@ def compare(
     live: Sequence[LiveAddress],
     attachments: Iterable[Attachment],
     lives: Callable[[NetnsRef], bool | None],
+    boot_id: str,
 ) -> Iterator[Problem]:
     """What differs. `live`: the addresses in all namespaces; `lives`: whether one is still at its path."""
     leased = {each.address for each in entries if each.lease is not None}
@@ -72,10 +71,11 @@ def compare(
     owners = {
         lease.address.ip: lease.owner
         for attachment in attachments
-        if attachment.allocation is not None and attachment.ipam_type in OWN_TYPES
+        if attachment.allocation is not None and attachment.own_ipam
         for lease in attachment.allocation.leases
     }
-    yield from _outlived(entries, live, lives)
+    yield from _outlived(entries, live, lives, boot_id)
+    yield from _doubled(leased, live)
     for each in live:
         address, owner = each.address.ip, owners.get(each.address.ip)
         if address in leased:
@@ -93,14 +93,37 @@ def compare(
             yield Problem(finding=Finding(weight=Weight.ERROR, what=what), repair=repair)
 
 
+def _doubled(leased: Collection[Address], live: Iterable[LiveAddress]) -> Iterator[Problem]:
+    """Leased addresses that links of several namespaces have."""
+    holders: dict[Address, dict[NetnsRef, str]] = {}
+    for each in live:
+        if each.address.ip in leased:
+            holders.setdefault(each.address.ip, {})[each.netns] = f"{each.ifname} in {each.netns.path}"
+    for address, places in holders.items():
+        if len(places) > 1:
+            what = f"{address} is leased and in use on {' and on '.join(places.values())}; remove one of them"
+            yield Problem(finding=Finding(weight=Weight.ERROR, what=what))
+
+
 def _outlived(
-    entries: Iterable[Entry], live: Iterable[LiveAddress], lives: Callable[[NetnsRef], bool | None]
+    entries: Iterable[Entry],
+    live: Iterable[LiveAddress],
+    lives: Callable[[NetnsRef], bool | None],
+    boot_id: str,
 ) -> Iterator[Problem]:
     """Leases whose namespace is gone, or no longer has the address."""
     seen = {(each.netns.device, each.netns.inode, each.address.ip) for each in live}
     for entry in entries:
         lease = entry.lease
-        if lease is None or lease.netns is None:
+        if lease is None:
+            continue
+        if lease.netns is None:
+            if lease.boot_id != boot_id:
+                what = f"{entry.address} of {lease.owner} was leased before this boot, which no namespace outlives"
+                yield Problem(
+                    finding=Finding(weight=Weight.WARNING, what=what),
+                    repair=TakeBack(owner=lease.owner, address=entry.address),
+                )
             continue
         alive = lives(lease.netns)
         if alive is False:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TypeVar
 
 from ipam.api import Allocation, Interface, Ipam, Lease, Owner, Wanted
 from ipam.client import Client
-from ipam.errors import ServiceUnavailable
+from ipam.clock import now
+from ipam.errors import NotFound, ServiceUnavailable
 from ipam.host import Host
-from ipam.remote import RemoteIpam
+from ipam.registry import Place, Registry
+from ipam.remote import RemoteIpam, RemoteRegistry
 from ipam.settings import Settings
+from ipam.suspicion import judge
 
 T = TypeVar("T")
 
@@ -32,9 +36,8 @@ class EitherIpam:
     def __init__(self, settings: Settings, host: Host) -> None:
         self._settings = settings
         self._host = host
-        self._remote: RemoteIpam | None = None
-        if settings.ipamd_socket.exists():
-            self._remote = RemoteIpam(Client(settings.ipamd_socket, patience=settings.request_timeout))
+        self._client = Client(settings.ipamd_socket, patience=settings.request_timeout)
+        self._remote = RemoteIpam(self._client) if settings.ipamd_socket.exists() else None
         self._local: Ipam | None = None
         self._close_local: Callable[[], Awaitable[None]] | None = None
 
@@ -60,8 +63,10 @@ class EitherIpam:
         await self._ask(lambda ipam: ipam.check(wanted, addresses))
 
     async def collect(self, network: str, keep: frozenset[Owner]) -> None:
-        """See `Ipam.collect`."""
+        """See `Ipam.collect`. Where the daemon may only mark leases of earlier boots, a root process ends them."""
         await self._ask(lambda ipam: ipam.collect(network, keep))
+        if self._remote is not None and os.geteuid() == 0:
+            await end_marked(RemoteRegistry(self._client), network, self._host, self._settings.addresses.suspect_grace)
 
     async def status(self, wanted: Wanted) -> None:
         """See `Ipam.status`."""
@@ -82,3 +87,14 @@ class EitherIpam:
             local = await LocalIpam.open(self._settings, self._host)
             self._local, self._close_local = local, local.close
         return self._local
+
+
+async def end_marked(registry: Registry, network: str, host: Host, grace: float) -> None:
+    """End the network's leases of earlier boots that were marked as suspect `grace` seconds ago and are gone still."""
+    after: Place | None = None
+    while page := await registry.entries(network, after=after):
+        after = Place(network=network, address=page[-1].address)
+        for entry in judge(page, now(), host, grace).ended:
+            assert entry.lease is not None, "it is leases that are suspect"
+            with suppress(NotFound):  # it has ended meanwhile
+                await registry.take_back(entry.lease.owner, entry.address)

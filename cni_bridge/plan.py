@@ -81,8 +81,9 @@ class Made:
 class Attachment:
     """The desired state of one attachment: what ADD makes, CHECK compares and DEL removes.
 
-    `request` is the digest of what was asked for, `allocation` what IPAM answered, None until it has; `changed` tells
-    what ADD changed on the host beside the attachment's own links and rules.
+    `request` is the digest of what was asked for, `allocation` what IPAM answered, None until it has; `own_ipam`: it
+    was this project's, under whatever name; `changed` tells what ADD changed on the host beside the attachment's own
+    links and rules.
     """
 
     owner: Owner
@@ -90,6 +91,7 @@ class Attachment:
     allocation: Allocation | None
     netns: NetnsRef
     ipam_type: str
+    own_ipam: bool
     bridge: BridgeSpec
     port: PortSpec
     container: ContainerSpec
@@ -105,6 +107,7 @@ def plan(
     allocation: Allocation | None,
     *,
     request: str,
+    own_ipam: bool,
     configured_gateways: frozenset[Address] | None,
     backend: Backend,
     uplink_mtu: int,
@@ -125,6 +128,7 @@ def plan(
         allocation=given,
         netns=netns,
         ipam_type=conf.ipam_type,
+        own_ipam=own_ipam,
         bridge=BridgeSpec(
             name=conf.bridge,
             mtu=mtu,

@@ -201,6 +201,7 @@ async def _planner(
         request.owner,
         target.ref,
         request=request.digest,
+        own_ipam=bool(conf.ipam_type) and rt.find_ipam(request, conf.ipam_type).own,
         configured_gateways=addresses.gateways,
         backend=backend,
         uplink_mtu=uplink_mtu,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import fcntl
+import gc
 import grp
 import logging
 import os
@@ -51,6 +52,7 @@ def main(host: Host) -> int:
         logging.basicConfig(
             stream=sys.stderr, level=settings.log_level.upper(), format="%(name)s: %(levelname)s: %(message)s"
         )
+        gc.freeze()  # the modules stay: there is no garbage to look for among them
         asyncio.run(_serve(settings, host))
     except (CannotStart, BadSettings, IpamError) as error:
         print(f"ipamd: {error}", file=sys.stderr)
@@ -80,6 +82,8 @@ async def _serve_store(store: Store, settings: Settings, host: Host) -> None:
     metrics = Metrics(registry)
     server = Server(ipam, registry, metrics, **_rules(settings))
     stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    waiting: list[asyncio.Task[None]] = []  # the loop itself keeps no task alive
 
     def reload() -> None:
         """Take the settings that may change while we run; the others need a restart."""
@@ -98,9 +102,9 @@ async def _serve_store(store: Store, settings: Settings, host: Host) -> None:
         logging.getLogger().setLevel(new.log_level.upper())
         ipam.settings = registry.settings = new
         server.configure(**rules)
+        waiting.append(loop.create_task(store.wait_for_others(new.patience)))
         log.info("the settings were read again")
 
-    loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, reload)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -73,8 +73,8 @@ def read(directory: Path, network: str) -> Contents:
     )
 
 
-def write(directory: Path, leases: Iterable[Moved], last: Sequence[Address]) -> None:
-    """Make the network's directory say this; `FileExistsError` if an address is there already."""
+def write(directory: Path, leases: Iterable[Moved], last: Mapping[int, Address]) -> None:
+    """Make the network's directory say this, `last` by range set; `FileExistsError` if an address is there already."""
     directory.mkdir(mode=0o755, parents=True, exist_ok=True)
     leases = list(leases)
     with locked(directory):
@@ -84,7 +84,7 @@ def write(directory: Path, leases: Iterable[Moved], last: Sequence[Address]) -> 
         for each in leases:
             with open(directory / str(each.address), "x", newline="") as file:
                 file.write(f"{each.owner.container_id}\r\n{each.owner.ifname}")
-        for number, address in enumerate(last):
+        for number, address in last.items():
             (directory / f"{_LAST}{number}").write_text(str(address))
 
 

@@ -6,25 +6,23 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from ipaddress import ip_interface
 
 from ipam import suspicion
-from ipam.allocator import next_free, usable, withheld
-from ipam.api import Address, Allocation, Interface, Lease, Owner, RangeSet, Reservation, ReservedFor, Wanted
-from ipam.blobs import to_number
+from ipam.api import Allocation, Interface, Lease, Owner, RangeSet, Wanted
 from ipam.clock import Moment
 from ipam.clock import now as this_moment
-from ipam.errors import AddressNotOffered, AddressTaken, LeaseMissing, PoolExhausted
+from ipam.errors import LeaseMissing
+from ipam.giving import Giver
 from ipam.host import Host, Surroundings
 from ipam.registry import Entry, Place
 from ipam.settings import Settings
 from ipam.store import Store
 from ipam.tracking import Note, Tracker, configuration_text, resolve
-from ipam.transaction import Cursor, Opening, Transaction
+from ipam.transaction import Transaction
 
 log = logging.getLogger(__name__)
 
@@ -154,10 +152,20 @@ class LocalIpam:
 
         `notes` gets what is to be logged once it is durable.
         """
+        await self._keep_house(txn, wanted.owner.network)
         opening = await txn.opening(wanted)
+        giver = Giver(
+            txn=txn,
+            wanted=wanted,
+            opening=opening,
+            host=self._host,
+            now=self._clock(),
+            cooldown=self.settings.addresses.cooldown,
+            notes=notes,
+        )
         sets = await self._tracked(txn, wanted, opening.configuration)
         if sets is not None:
-            return await self._give(txn, wanted, sets, opening, notes)
+            return await giver.give(sets)
         if around is None:
             return None
         tracker = Tracker(
@@ -169,7 +177,7 @@ class LocalIpam:
         )
         async with txn.savepoint():
             sets = await tracker.track(wanted, opening.configuration)
-            return await self._give(txn, wanted, sets, opening, notes)
+            return await giver.give(sets)
 
     async def _tracked(
         self, txn: Transaction, wanted: Wanted, configuration: str | None
@@ -183,117 +191,6 @@ class LocalIpam:
             return wanted.range_sets
         return resolve(wanted.range_sets, await txn.pools(wanted.owner.network))
 
-    async def _give(
-        self, txn: Transaction, wanted: Wanted, sets: tuple[RangeSet, ...], opening: Opening, notes: list[Note]
-    ) -> tuple[Lease, ...]:
-        """Lease an address of each set. Nothing is changed before all of them are found."""
-        now, network = self._clock(), wanted.owner.network
-        requested = _assign(wanted.requested, sets)
-        kept: list[Entry] = []
-        given: list[Entry] = []
-        for position, offer in enumerate(sets):
-            address = requested.get(position)
-            known = next((each for each in opening.held if _is_offered(each, offer, address)), None)
-            if known is not None:
-                kept.append(known)
-                address = known.address
-            elif address is None:
-                address = self._reserved_for_it(opening.reserved, offer, now)
-            drawn = address is None
-            if address is None:
-                address = await self._search(txn, network, offer, opening, now, notes)
-            elif known is None:
-                known = await self._claimable(await txn.entry(network, address), wanted, now)
-            given.append(self._entry(wanted, offer, address, known, now, drawn=drawn))
-        for entry in opening.held:
-            if entry not in kept and entry.lease is not None:
-                await txn.release_address(entry.lease.owner, entry.address, now)
-        changed = [each for each in given if each not in opening.held]
-        if changed:
-            await txn.put(changed)
-            await self._keep_house(txn, network)
-        return tuple(each.lease for each in given if each.lease is not None)
-
-    def _entry(
-        self, wanted: Wanted, offer: RangeSet, address: Address, known: Entry | None, now: Moment, *, drawn: bool
-    ) -> Entry:
-        """What is to be kept of the address: the lease, and a reservation that it had or gets by a sticky key."""
-        each = offer.range_of(address)
-        assert each is not None, "an address comes from a range of its set"
-        former = known.lease if known is not None and known.lease is not None else None
-        mine = former is not None and former.owner.container_id == wanted.owner.container_id
-        reservation = known.reservation if known is not None else None
-        if wanted.sticky and reservation is None:
-            reservation = Reservation(kind=ReservedFor.STICKY, value=wanted.sticky)
-        first = offer.ranges[0].first
-        return Entry(
-            network=wanted.owner.network,
-            address=address,
-            lease=Lease(
-                owner=wanted.owner,
-                address=ip_interface((address, each.subnet.prefixlen)),
-                gateway=each.gateway,
-                since=former.since if former is not None and mine else datetime.now(UTC).replace(microsecond=0),
-                boot_id=now.boot_id,
-                name=wanted.name,
-                mac=wanted.mac,
-                netns=wanted.netns,
-            ),
-            reservation=reservation,
-            drawn_from=known.drawn_from if known is not None and mine else first if drawn else None,
-        )
-
-    async def _claimable(self, known: Entry | None, wanted: Wanted, now: Moment) -> Entry | None:
-        """What is known of an address that is asked for by name; `AddressTaken` unless the owner may have it."""
-        if known is None:
-            return None
-        what = f'address {known.address} of network "{known.network}"'
-        if known.lease is not None and not suspicion.is_gone(known, now, self._host):
-            holder = known.lease.owner
-            raise AddressTaken(f"{what} is held by container {holder.container_id} ({holder.ifname})")
-        if known.reservation is not None and known.reservation not in _reservations_of(wanted):
-            raise AddressTaken(f"{what} is reserved for {known.reservation}")
-        return known
-
-    def _reserved_for_it(self, reserved: Iterable[Entry], offer: RangeSet, now: Moment) -> Address | None:
-        """The address of the set that is reserved for who asks; one that somebody holds only if there is no other."""
-        offered = [each for each in reserved if _is_offered(each, offer, None)]
-        free = (each for each in offered if each.lease is None or suspicion.is_gone(each, now, self._host))
-        return next((each.address for each in (*free, *offered)), None)
-
-    async def _search(
-        self, txn: Transaction, network: str, offer: RangeSet, opening: Opening, now: Moment, notes: list[Note]
-    ) -> Address:
-        """The next address of the set that is free, or else that of the longest rest, or of a lease that has gone."""
-        cursor = opening.cursors.get(offer.ranges[0].first)
-        found = await _next_free(txn, network, offer, cursor)
-        while found is None and await txn.end_rests(
-            network, now, self.settings.addresses.cooldown, _RESTS_ENDED_AT_ONCE
-        ):
-            for known in opening.cursors.values():
-                known.run = None  # it may have become shorter
-            found = await _next_free(txn, network, offer, cursor)
-        if found is not None:
-            return found
-        runs = [run for each in offer.ranges for run in usable(each)]
-        resting = [each for run in runs if (each := await txn.longest_at_rest(network, run, now.boot_id)) is not None]
-        if resting:
-            longest = max(resting, key=lambda each: now.since(each.released) if each.released is not None else 0)
-            text = f'network "{network}" has no other address: {longest.address} is given before its rest is over'
-            notes.append(Note(level=logging.WARNING, text=text))
-            return longest.address
-        for run in runs:
-            async for entry in txn.of_earlier_boots(network, run, now.boot_id):
-                if suspicion.is_gone(entry, now, self._host):
-                    assert entry.lease is not None
-                    text = f"{entry.address} of {entry.lease.owner} is of an earlier boot and given anew"
-                    notes.append(Note(level=logging.WARNING, text=text))
-                    return entry.address
-        raise PoolExhausted(
-            f'no address is free in range set {offer} of network "{network}"; '
-            "widen the ranges or remove what no longer lives"
-        )
-
     async def _keep_house(self, txn: Transaction, network: str) -> None:
         """End rests that are over and shorten the history, now and then: neither may grow for ever."""
         if time.monotonic() - self._kept_house < _HOUSEKEEPING_INTERVAL:
@@ -303,60 +200,3 @@ class LocalIpam:
         await txn.end_rests(network, self._clock(), rules.cooldown, _HOUSEKEEPING_ROWS)
         oldest = datetime.now(UTC) - timedelta(days=rules.history_days)
         await txn.shorten_history(rules.history_rows, oldest, _HOUSEKEEPING_ROWS)
-
-
-async def _next_free(txn: Transaction, network: str, offer: RangeSet, cursor: Cursor | None) -> Address | None:
-    """The first address behind the cursor that is not taken. The run around the cursor is known from the opening."""
-    known = cursor.run if cursor is not None else None
-    search = next_free(offer, cursor.address if cursor is not None else None)
-    try:
-        number = next(search)
-        while True:
-            if known is not None and known.first <= number < known.next:
-                number = search.send(known)
-            elif known is not None and number == known.next:
-                number = search.send(None)  # runs are merged: what follows one is free
-            else:
-                number = search.send(await txn.run_at(network, number))
-    except StopIteration as end:
-        found: Address | None = end.value
-        return found
-
-
-def _assign(requested: Iterable[Address], sets: Sequence[RangeSet]) -> dict[int, Address]:
-    """Which requested address each range set serves, at most one each; all must be served."""
-    assigned: dict[int, Address] = {}
-    for address in dict.fromkeys(requested):
-        for position, offer in enumerate(sets):
-            each = offer.range_of(address)
-            if each is None or position in assigned:
-                continue
-            number = to_number(address)
-            if any(run.first <= number < run.next for run in withheld(each)):
-                what = "the gateway" if address == each.gateway else "never handed out"
-                raise AddressNotOffered(f"requested address {address} is {what} in subnet {each.subnet}")
-            assigned[position] = address
-            break
-        else:
-            offers = "; ".join(map(str, sets)) or "none"
-            raise AddressNotOffered(f"requested address {address} fits no range set that is still open ({offers})")
-    return assigned
-
-
-def _is_offered(entry: Entry, offer: RangeSet, requested: Address | None) -> bool:
-    """Whether the range set, as it is configured now, would give the address; its prefix may have changed."""
-    each = offer.range_of(entry.address)
-    if each is None or requested not in (None, entry.address):
-        return False
-    number = to_number(entry.address)
-    return not any(run.first <= number < run.next for run in withheld(each))
-
-
-def _reservations_of(wanted: Wanted) -> list[Reservation]:
-    """The reservations that are for who asks."""
-    values = {
-        ReservedFor.STICKY: {wanted.sticky},
-        ReservedFor.MAC: {wanted.mac},
-        ReservedFor.NAME: {wanted.name, wanted.name.rpartition("/")[2]},
-    }
-    return [Reservation(kind=kind, value=value) for kind, some in values.items() for value in some if value]

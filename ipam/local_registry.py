@@ -11,16 +11,17 @@ from ipaddress import ip_interface
 
 from ipam.allocator import Run, merged, usable, withheld
 from ipam.api import Address, Lease, Owner, RangeSet, Reservation, ReservedFor, Wanted
-from ipam.blobs import from_number, to_number
+from ipam.blobs import to_number
 from ipam.clock import Moment
 from ipam.clock import now as this_moment
 from ipam.errors import AddressNotOffered, AddressTaken, NotFound, PoolConflict, RequestRefused
 from ipam.host import Host, Surroundings
-from ipam.registry import PAGE, Entry, Event, Finding, Moved, Place, Pool, PoolUse, Weight
+from ipam.registry import PAGE, Entry, Event, Finding, Moved, Place, Pool, PoolUse, Turn, Weight
 from ipam.settings import Settings
 from ipam.store import Store
-from ipam.tracking import Tracker, configuration_text
+from ipam.tracking import Tracker, configuration_text, set_positions
 from ipam.transaction import Transaction
+from ipam.verification import verify_apart, verify_page
 
 
 class LocalRegistry:
@@ -127,7 +128,14 @@ class LocalRegistry:
 
     async def verify(self) -> tuple[Finding, ...]:
         """See `Registry.verify`."""
-        return tuple(await self._store.read(self._verify))
+        damage = await self._store.read(Transaction.integrity)
+        found = [Finding(weight=Weight.ERROR, what=f"the database file: {each}", mendable=True) for each in damage]
+        for network in await self._store.read(Transaction.networks_of_anything):
+            start: int | None = 0
+            while start is not None:  # some addresses at a time: others write meanwhile
+                some, start = await self._store.read(partial(verify_page, network, start))
+                found += some
+        return (*found, *await self._store.read(self._verify_pools))
 
     async def mend(self) -> None:
         """See `Registry.mend`."""
@@ -141,9 +149,22 @@ class LocalRegistry:
         counts = [await txn.count(pool.network, run, self._clock(), self.settings.addresses.cooldown) for run in runs]
         leased, cooling, reserved = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0, 0)
         capacity = sum(run.next - run.first for run in runs)
+        return PoolUse(
+            pool=pool,
+            capacity=capacity,
+            leased=leased,
+            cooling=cooling,
+            reserved=reserved,
+            turns=tuple(await self._turns(txn, pool)),
+        )
+
+    async def _turns(self, txn: Transaction, pool: Pool) -> list[Turn]:
+        """Where the range sets stand that begin in the pool."""
         cursors = {first: address for _, first, address in await txn.cursors(pool.network)}
-        last = next((cursors[each.first] for each in pool.ranges if each.first in cursors), None)
-        return PoolUse(pool=pool, capacity=capacity, leased=leased, cooling=cooling, reserved=reserved, last=last)
+        configuration = await txn.configuration(pool.network)
+        positions = set_positions(configuration, await txn.pools(pool.network)) if configuration is not None else {}
+        firsts = [each.first for each in pool.ranges if each.first in cursors]
+        return [Turn(position=positions.get(first), last=cursors[first]) for first in firsts]
 
     async def _adopt(
         self,
@@ -167,6 +188,7 @@ class LocalRegistry:
                 )
                 sets = await tracker.track(wanted, configuration)
             entries = []
+            _require_one_owner_each(network, moved)
             for each in moved:
                 known = await txn.entry(network, each.address)
                 if known is not None and known.lease is not None:
@@ -180,40 +202,16 @@ class LocalRegistry:
                     if offer.range_of(address) is not None:
                         await txn.set_cursor(network, offer.ranges[0].first, address)
 
-    async def _verify(self, txn: Transaction) -> list[Finding]:
-        found = [
-            Finding(weight=Weight.ERROR, what=f"the database file: {each}", mendable=True)
-            for each in await txn.integrity()
-        ]
-        pools, tracked = await txn.pools(), {name for name, *_ in await txn.networks()}
-        numbers: dict[str, list[Run]] = {}
-        after: Place | None = None
-        while page := await txn.entries(None, after):
-            after = Place(network=page[-1].network, address=page[-1].address)
-            for each in page:
-                number = to_number(each.address)
-                numbers.setdefault(each.network, []).append(Run(first=number, next=number + 1))
-                own = [pool for pool in pools if pool.network == each.network and _holds(pool, each.address)]
-                if each.lease is not None and each.network in tracked and not own:
-                    what = f"{each.address} of {each.lease.owner} is in no pool of its network"
-                    found.append(Finding(weight=Weight.WARNING, what=what))
-        expected = [(network, run) for network, runs in sorted(numbers.items()) for run in merged(runs)]
-        actual = await txn.runs()
-        for network, run in sorted(set(expected) ^ set(actual)):
-            missing = (network, run) in expected
-            what = f'network "{network}": {from_number(run.first)} to {from_number(run.next - 1)} is '
-            what += "in use and not marked as taken" if missing else "marked as taken and not in use"
-            found.append(Finding(weight=Weight.ERROR, what=what, mendable=True))
-        found += [each for pool in pools for each in await self._verify_pool(txn, pool, actual)]
-        found += _verify_apart(pools)
-        return found
+    async def _verify_pools(self, txn: Transaction) -> list[Finding]:
+        pools = await txn.pools()
+        return [*[each for pool in pools for each in await self._verify_pool(txn, pool)], *verify_apart(pools)]
 
-    async def _verify_pool(self, txn: Transaction, pool: Pool, taken: list[tuple[str, Run]]) -> list[Finding]:
+    async def _verify_pool(self, txn: Transaction, pool: Pool) -> list[Finding]:
         """Whether what is free by the runs is what is left by the states: leased, cooling, reserved, or rested."""
         use = await self._use(txn, pool)
         rested = sum([await txn.count_rests(pool.network, run) for run in _usable(pool)]) - use.cooling
-        own = [run for network, run in taken if network == pool.network]
-        untaken = use.capacity - sum(_common(run, each) for run in _usable(pool) for each in own)
+        taken = [await txn.count_taken(pool.network, run) for run in _usable(pool)]
+        untaken = use.capacity - sum(taken)
         if use.free == untaken + rested:
             return []
         what = (
@@ -227,30 +225,14 @@ def _usable(pool: Pool) -> tuple[Run, ...]:
     return merged(run for each in pool.ranges for run in usable(each))
 
 
-def _common(one: Run, other: Run) -> int:
-    """How many addresses both runs have."""
-    return max(0, min(one.next, other.next) - max(one.first, other.first))
-
-
-def _holds(pool: Pool, address: Address) -> bool:
-    return pool.subnet.version == address.version and address in pool.subnet
-
-
-def _verify_apart(pools: Iterable[Pool]) -> list[Finding]:
-    """Pools of different networks that overlap although neither allows it."""
-    found = []
-    ordered = sorted(
-        (each for each in pools if not each.shared),
-        key=lambda pool: (pool.subnet.version, int(pool.subnet.network_address), pool.subnet.prefixlen),
-    )
-    for position, one in enumerate(ordered):
-        for other in ordered[position + 1 :]:
-            if one.subnet.version != other.subnet.version or not one.subnet.overlaps(other.subnet):
-                break  # in this order, none behind it overlaps either
-            if one.network != other.network:
-                what = f'{one.subnet} of network "{one.network}" overlaps {other.subnet} of network "{other.network}"'
-                found.append(Finding(weight=Weight.ERROR, what=what))
-    return found
+def _require_one_owner_each(network: str, moved: Iterable[Moved]) -> None:
+    """Refuse leases of another network, and an address that is to have two owners."""
+    owners: dict[Address, Owner] = {}
+    for each in moved:
+        if each.owner.network != network:
+            raise RequestRefused(f'{each.address} of {each.owner} cannot be adopted by network "{network}"')
+        if owners.setdefault(each.address, each.owner) != each.owner:
+            raise RequestRefused(f"{each.address} is to be adopted for {owners[each.address]} and for {each.owner}")
 
 
 def _moved_entry(moved: Moved, sets: Iterable[RangeSet], now: Moment, known: Entry | None) -> Entry:

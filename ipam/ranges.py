@@ -16,7 +16,7 @@ def parse_subnet(text: str) -> Network:
     if "/" not in text:
         raise BadRanges(f'subnet "{text}" has no prefix length; write it as ADDRESS/LENGTH')
     try:
-        if "%" in text:
+        if "%" in text or not text.partition("/")[2].isdecimal():  # a zone, or a netmask
             raise ValueError(text)
         subnet = ip_network(text, strict=False)
     except ValueError:

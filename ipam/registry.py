@@ -73,10 +73,21 @@ class Pool:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """Where a range set stands: the address that it gave last.
+
+    `position`: which of the network's configured sets it is, counted from 0; None if it is none of them (any more).
+    """
+
+    position: int | None
+    last: Address
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PoolUse:
     """How full a pool is: `capacity` = `leased` + `cooling` + `reserved` + `free`, in addresses.
 
-    `last`: the address that was given last by the range set that begins here; None if none does, or it gave none.
+    `turns`: those of the range sets that begin here and have given an address.
     """
 
     pool: Pool
@@ -84,7 +95,7 @@ class PoolUse:
     leased: int
     cooling: int
     reserved: int
-    last: Address | None = None
+    turns: tuple[Turn, ...] = ()
 
     @property
     def free(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from pathlib import Path
 
 from ipam import files
@@ -11,6 +12,7 @@ from ipam.errors import StoreFull, StoreUnavailable
 
 SIZE = 512 << 10  # bytes: the journal of a transaction and some pages of history, many times over
 _LEAST = 64 << 10  # bytes that an allocation may need
+_VALID = 0.02  # seconds that a look is good for: those who ask at once share it, and the commit tells the rest
 
 
 class Reserve:
@@ -18,12 +20,16 @@ class Reserve:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._looked = 0.0
 
     def ensure(self) -> None:
         """Hold the room; `StoreFull` if there is none left to hold, or none beside it."""
+        if time.monotonic() - self._looked < _VALID:
+            return
         try:
             if self._path.stat().st_size == SIZE:
                 self._require_room()
+                self._looked = time.monotonic()
                 return
             self._path.unlink()  # what was interrupted while it was made
         except FileNotFoundError:
@@ -54,6 +60,7 @@ class Reserve:
 
     def spend(self) -> bool:
         """Give the room free; whether there was any."""
+        self._looked = 0.0
         try:
             self._path.unlink()
         except OSError:

@@ -9,12 +9,10 @@ import socket
 import struct
 import time
 from collections.abc import Callable
-from contextlib import suppress
 
 from ipam import wire
 from ipam.api import Ipam
-from ipam.client import receive
-from ipam.codec import Json
+from ipam.connection import Connection
 from ipam.errors import IpamError, RequestRefused, StoreBusy
 from ipam.metrics import Metrics
 from ipam.registry import PAGE, Registry
@@ -23,7 +21,7 @@ log = logging.getLogger(__name__)
 
 SO_PEERGROUPS = 59  # unix(7)
 _MAX_GROUPS = 256  # as many as socket.getsockopt() takes
-IDLE_PATIENCE = 10.0  # seconds that a client may take to send its next request, or to read an answer
+_GREETING = wire.pack(wire.GREETING)
 
 
 class Server:
@@ -43,9 +41,8 @@ class Server:
         self._registry = registry
         self._metrics = metrics
         self.configure(allowed=allowed, max_clients=max_clients, request_timeout=request_timeout)
-        self._draining = False
-        self._clients: set[asyncio.Task[None]] = set()
-        self._busy: set[asyncio.Task[None]] = set()
+        self._connections: set[Connection] = set()
+        self._changed = asyncio.Event()
 
     def configure(self, *, allowed: Callable[[int, set[int]], bool], max_clients: int, request_timeout: float) -> None:
         """Serve by these rules from now on."""
@@ -55,70 +52,55 @@ class Server:
 
     async def serve(self, listener: socket.socket, stop: asyncio.Event) -> None:
         """Serve the listening socket until `stop` is set, then drain."""
-        server = await asyncio.start_server(self._client, sock=listener)  # the unix variant would unlink the socket
+        loop = asyncio.get_running_loop()
+        # Not `create_unix_server`: it would unlink the socket.
+        server = await loop.create_server(lambda: Connection(self._greet, self._answer, self._forget), sock=listener)
         await stop.wait()
-        self._draining = True
         server.close()
-        for task in self._clients - self._busy:
-            task.cancel()
-        if self._busy:
-            log.info("finishing %d requests", len(self._busy))
-        await asyncio.gather(*self._clients, return_exceptions=True)
+        for connection in list(self._connections):
+            connection.finish()
+        if busy := sum(each.is_busy for each in self._connections):
+            log.info("finishing %d requests", busy)
+        while self._connections:
+            self._changed.clear()
+            await self._changed.wait()
 
-    async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._clients.add(task)
-        try:
-            refusal = self._refusal(writer.get_extra_info("socket"))
-            await _send(writer, refusal or wire.GREETING)
-            while refusal is None and not self._draining:
-                async with asyncio.timeout(IDLE_PATIENCE):
-                    message = await receive(reader)
-                self._busy.add(task)
-                await _send(writer, await self._answer(message))
-                self._busy.discard(task)
-        except RequestRefused as error:
-            with suppress(OSError):
-                await _send(writer, wire.render_failure(error))
-        except (OSError, EOFError):
-            writer.transport.abort()  # the client is gone, silent, or does not read; there is nobody to tell
-        except asyncio.CancelledError:
-            pass  # draining, and this client has no request under way
-        finally:
-            self._busy.discard(task)
-            self._clients.discard(task)
-            writer.close()
+    def _greet(self, connection: Connection, peer: socket.socket) -> tuple[bytes, bool]:
+        self._connections.add(connection)
+        refusal = self._refusal(peer)
+        return (wire.pack(wire.render_failure(refusal)), False) if refusal is not None else (_GREETING, True)
 
-    def _refusal(self, connection: socket.socket) -> Json | None:
-        pid, uid, gid = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        if not self._allowed(uid, {gid, *_supplementary_groups(connection)}):
+    def _forget(self, connection: Connection) -> None:
+        self._connections.discard(connection)
+        self._changed.set()
+
+    def _refusal(self, peer: socket.socket) -> IpamError | None:
+        pid, uid, gid = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        if not self._allowed(uid, {gid}) and not self._allowed(uid, set(_supplementary_groups(peer))):
             log.warning("refused process %d of user %d", pid, uid)
-            return wire.render_failure(
-                RequestRefused(f"user {uid} may not ask ipamd: root, user {os.getuid()} and its group may")
-            )
-        if len(self._clients) > self._max_clients:
-            return wire.render_failure(StoreBusy(f"ipamd serves {self._max_clients} clients already; try again"))
+            return RequestRefused(f"user {uid} may not ask ipamd: root, user {os.getuid()} and its group may")
+        if len(self._connections) > self._max_clients:
+            return StoreBusy(f"ipamd serves {self._max_clients} clients already; try again")
         return None
 
-    async def _answer(self, message: Json) -> Json:
+    async def _answer(self, body: bytes) -> bytes:
         began, operation, outcome = time.perf_counter(), "unknown", "ok"
         try:
-            request = wire.parse_request(message)
+            request = wire.parse_request(wire.unpack(body))
             operation = type(request).__name__
             async with asyncio.timeout(self._request_timeout):
-                return wire.render_answer(await self._perform(request))
+                return wire.pack(wire.render_answer(await self._perform(request)))
         except IpamError as error:
             outcome = type(error).__name__
             log.info("%s: %s", outcome, error)
-            return wire.render_failure(error)
+            return _failure(error)
         except TimeoutError:
             outcome = StoreBusy.__name__
-            return wire.render_failure(StoreBusy(f"no answer within {self._request_timeout:g} s; try again"))
+            return _failure(StoreBusy(f"no answer within {self._request_timeout:g} s; try again"))
         except Exception as error:
             outcome = IpamError.__name__
             log.exception("a request failed for a reason that this program does not know")
-            return wire.render_failure(IpamError(f"internal failure: {type(error).__name__}: {error}"))
+            return _failure(IpamError(f"internal failure: {type(error).__name__}: {error}"))
         finally:
             self._metrics.count(operation, outcome, time.perf_counter() - began)
 
@@ -171,11 +153,8 @@ class Server:
         return wire.Done()
 
 
-async def _send(writer: asyncio.StreamWriter, message: Json) -> None:
-    """Send to a client that reads; `TimeoutError` to one that does not."""
-    writer.write(wire.pack(message))
-    async with asyncio.timeout(IDLE_PATIENCE):
-        await writer.drain()
+def _failure(error: IpamError) -> bytes:
+    return wire.pack(wire.render_failure(error))
 
 
 def _supplementary_groups(connection: socket.socket) -> tuple[int, ...]:

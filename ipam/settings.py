@@ -84,7 +84,10 @@ class Settings:
 def load(environ: Mapping[str, str]) -> Settings:
     """The settings in force: defaults, then the file, then `CNI_BRIDGE_STATE_DIR` and `CNI_BRIDGE_RUN_DIR`."""
     path = Path(environ.get("CNI_BRIDGE_CONFIG") or "/etc/cni-bridge/config.yaml")
-    settings = parse(_read_yaml(path), path) if path.exists() else Settings()
+    try:
+        settings = parse(_read_yaml(path), path) if path.exists() else Settings()
+    except OSError as error:  # path.exists() fails where a directory may not be entered
+        raise BadSettings(f"{path} cannot be read: {error.strerror}") from None
     overrides = {
         key: _absolute(environ[name], name)
         for key, name in (("state_dir", "CNI_BRIDGE_STATE_DIR"), ("run_dir", "CNI_BRIDGE_RUN_DIR"))
@@ -147,6 +150,8 @@ def _default_pool(entry: Any, path: Path, position: int) -> DefaultPool:
         raise BadSettings(f"{path}: {at} needs both base and size")
     try:
         base = ip_network(values["base"])
+        if values["base"].partition("/")[2] not in ("", str(base.prefixlen)):  # a netmask
+            raise ValueError(f"{values['base']} has no prefix length")
     except ValueError as error:
         raise BadSettings(f"{path}: {at}.base is no subnet: {error}") from None
     highest = base.max_prefixlen - 2

@@ -19,7 +19,7 @@ import aiosqlite
 
 from ipam import files, schema
 from ipam.blobs import blob_number, number_blob
-from ipam.errors import IpamError, StoreBusy, StoreDamaged, StoreFull, StoreUnavailable
+from ipam.errors import IpamError, RequestRefused, StoreBusy, StoreDamaged, StoreFull, StoreUnavailable
 from ipam.reserve import Reserve
 from ipam.transaction import Transaction
 from ipam.writer import Writer
@@ -64,6 +64,12 @@ class Store:
         """Finish what is being written and close the connection."""
         await self._writer.close()
         await self._connection.close()
+
+    async def wait_for_others(self, patience: float) -> None:
+        """Wait so many seconds for other writers from now on."""
+        async with self._one_at_a_time:
+            with _reasons(self._path):
+                await self._connection.execute(f"PRAGMA busy_timeout = {round(patience * 1000)}")
 
     async def write(self, job: Callable[[Transaction], Awaitable[T]]) -> T:
         """What the job returns, once its changes are durable (see `Writer`); it needs room on the disk."""
@@ -168,6 +174,8 @@ def _reasons(path: Path) -> Iterator[None]:
         yield
     except IpamError:
         raise
+    except (OverflowError, UnicodeEncodeError) as error:
+        raise RequestRefused(f"a value of the request does not fit into the lease database: {error}") from None
     except OSError as error:
         raise StoreUnavailable(f"lease database {path}: {error.strerror}; check its directory") from error
     except sqlite3.DatabaseError as error:

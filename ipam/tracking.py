@@ -12,9 +12,9 @@ from ipaddress import IPv6Network, ip_network
 from secrets import token_bytes
 
 from ipam.allocator import Run
-from ipam.api import AnySubnet, Lease, Network, Range, RangeSet, Wanted
+from ipam.api import Address, AnySubnet, Lease, Network, Range, RangeSet, Wanted
 from ipam.blobs import to_number
-from ipam.codec import encode
+from ipam.codec import decode, encode
 from ipam.errors import PoolConflict
 from ipam.host import Surroundings
 from ipam.pools import Obstacle, choose, in_the_way, obstacles, overlapping
@@ -57,6 +57,12 @@ def resolve(range_sets: Sequence[RangeSet], pools: Iterable[Pool]) -> tuple[Rang
         chosen.remove(pool)
         resolved[position] = RangeSet(ranges=pool.ranges, runtime=range_sets[position].runtime)
     return tuple(resolved[position] for position in range(len(range_sets)))
+
+
+def set_positions(configuration: str, pools: Iterable[Pool]) -> dict[Address, int]:
+    """Which range set of the tracked configuration begins at which address, counted from 0."""
+    sets = tuple(decode(RangeSet, each) for each in json.loads(configuration)["range_sets"])
+    return {each.ranges[0].first: position for position, each in enumerate(resolve(sets, pools) or ())}
 
 
 def _wishes(range_sets: Sequence[RangeSet]) -> list[tuple[int, AnySubnet]]:

@@ -220,12 +220,13 @@ Request = (
     | Metrics
 )
 Answer = Done | Leases | Pools | Entries | Events | Findings | Text
+_ENCODER = json.JSONEncoder(separators=(",", ":"))
 _REQUESTS: dict[str, type[Request]] = {each.__name__: each for each in get_args(Request)}
 
 
 def pack(message: Json) -> bytes:
     """A frame of the message; `RequestRefused` if it is too large to send."""
-    body = json.dumps(message, separators=(",", ":")).encode()
+    body = _ENCODER.encode(message).encode()
     if len(body) > FRAME_LIMIT:
         raise RequestRefused(f"a message of {len(body)} bytes exceeds the limit of {FRAME_LIMIT} bytes")
     return len(body).to_bytes(HEADER_SIZE, "big") + body

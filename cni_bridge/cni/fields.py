@@ -140,9 +140,14 @@ def parse_destination(text: str, path: str) -> IPv4Network | IPv6Network:
     return _parse(lambda value: ip_network(value, strict=False), text, path, "a destination in CIDR notation")
 
 
+def parse_network(text: str, path: str) -> IPv4Network | IPv6Network:
+    """An address or a subnet without host bits."""
+    return _parse(ip_network, text, path, "an address or a subnet without host bits")
+
+
 def _parse(parse: Callable[[str], T], text: str, path: str, words: str) -> T:
     try:
-        if "%" in text:
+        if "%" in text or (not text.partition("/")[2].isdecimal() and "/" in text):  # a zone, or a netmask
             raise ValueError(text)
         return parse(text)
     except ValueError:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from ipaddress import ip_network
 
 from cni_bridge.cni.errors import InvalidConfig
-from cni_bridge.cni.fields import Fields, as_objects, parse_address, parse_interface
+from cni_bridge.cni.fields import Fields, as_objects, parse_address, parse_interface, parse_network
 from cni_bridge.cni.netconf import MAX_VLAN
 from cni_bridge.cni.request import Request, blame_args
 from cni_bridge.cni.result import parse_route
@@ -16,7 +15,6 @@ from ipam.api import (
     AnySubnet,
     Dns,
     NetnsRef,
-    Network,
     Owner,
     Range,
     RangeSet,
@@ -144,20 +142,13 @@ def _build(fields: Fields, first_may_be_claimed: bool) -> Range:
             start=start,
             end=end,
             gateway=gateway,
-            exclude=tuple(_excluded(fields, i, each) for i, each in enumerate(fields.strings("exclude"))),
+            exclude=tuple(
+                parse_network(each, f"{fields.at('exclude')}[{i}]") for i, each in enumerate(fields.strings("exclude"))
+            ),
             first_may_be_claimed=first_may_be_claimed,
         )
     except BadRanges as error:
         raise InvalidConfig(f"{fields.path}: {error}") from None
-
-
-def _excluded(fields: Fields, position: int, text: str) -> Network:
-    try:
-        if "%" in text:
-            raise ValueError(text)
-        return ip_network(text)
-    except ValueError:
-        raise InvalidConfig(f'{fields.at("exclude")}[{position}] "{text}" is neither an address nor a subnet') from None
 
 
 def _requested(request: Request) -> tuple[Address, ...]:

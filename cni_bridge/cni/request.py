@@ -138,6 +138,9 @@ def version_asked(stdin: bytes) -> str:
 KNOWN_ARGS = frozenset({"IgnoreUnknown", "MAC", "IP", "GATEWAY", "STICKY"})
 
 
+_BOOLEANS = {"1": True, "true": True, "0": False, "false": False}  # whatever their case, as the reference reads them
+
+
 def parse_args(text: str) -> dict[str, str]:
     """`CNI_ARGS` as the reference reads it: keys are case-sensitive, unknown ones need `IgnoreUnknown`."""
     pairs: dict[str, str] = {}
@@ -146,7 +149,12 @@ def parse_args(text: str) -> dict[str, str]:
         if not equals or "=" in value:
             raise CniError(Code.INVALID_ENVIRONMENT, f'CNI_ARGS: invalid pair "{pair}"', f"CNI_ARGS is {text}")
         pairs[key] = value
-    ignore = pairs.get("IgnoreUnknown", "").lower() in ("1", "true")
+    ignore = _BOOLEANS.get(pairs.get("IgnoreUnknown", "false").lower())
+    if ignore is None:
+        said = pairs["IgnoreUnknown"]
+        raise CniError(
+            Code.INVALID_ENVIRONMENT, f'CNI_ARGS: IgnoreUnknown "{said}" is not true or false', f"CNI_ARGS is {text}"
+        )
     unknown = [f"{key}={value}" for key, value in pairs.items() if key not in KNOWN_ARGS]
     if unknown and not ignore:
         shown = ", ".join(f'"{each}"' for each in unknown)

@@ -15,6 +15,7 @@ from cni_bridge.datapath.survey import survey
 from cni_bridge.ipam_host import KernelHost
 from cni_bridge.records import Records
 from ipam.api import Reservation, ReservedFor, Wanted
+from ipam.clock import now
 from ipam.errors import StoreDamaged
 from ipam.registry import Entry, Finding, Moved, Pool, Registry
 from ipam.settings import Settings
@@ -59,7 +60,7 @@ def _look(settings: Settings) -> list[Problem]:
         click.echo("not root: the namespaces were not looked into", err=True)
         return problems
     attachments = list(Records(settings.run_dir / "attachments").all())
-    return problems + list(compare(entries, pools, survey(), attachments, KernelHost().lives))
+    return problems + list(compare(entries, pools, survey(), attachments, KernelHost().lives, now().boot_id))
 
 
 def _report(problems: list[Problem], *, as_json: bool) -> None:

@@ -206,9 +206,12 @@ def _is_of(entry: Entry, container: str) -> bool:
 
 
 def _is_about(attachment: Attachment, what: str) -> bool:
-    addresses = {str(each.ip) for each in attachment.container.addresses}
     owner = attachment.owner
-    return what in addresses or owner.network == what or owner.container_id.startswith(what)
+    return (
+        as_address(what) in {each.ip for each in attachment.container.addresses}
+        or owner.network == what
+        or owner.container_id.startswith(what)
+    )
 
 
 def _described(row: Row) -> Iterable[str]:

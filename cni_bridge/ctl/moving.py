@@ -83,10 +83,7 @@ def import_host_local(settings: Settings, network: str, directory: Path, conf: P
 @directory_option
 @click.pass_obj
 def export(settings: Settings, network: str, directory: Path) -> None:
-    """Writes the leases of NETWORK as the reference host-local keeps them; here they stay.
-
-    Where its range sets stand is written in order of address, IPv4 first.
-    """
+    """Writes the leases of NETWORK as the reference host-local keeps them; here they stay."""
 
     async def work(registry: Registry) -> tuple[list[Moved], tuple[PoolUse, ...]]:
         entries = await all_entries(registry, network)
@@ -96,8 +93,10 @@ def export(settings: Settings, network: str, directory: Path) -> None:
     leases, pools = ask(settings, work)
     if not pools:
         raise click.ClickException(f'network "{network}" has no pool')
+    turns = [turn for each in pools for turn in each.turns]
+    last = {each.position: each.last for each in turns if each.position is not None}
     try:
-        host_local.write(directory / network, leases, [each.last for each in pools if each.last is not None])
+        host_local.write(directory / network, leases, last)
     except OSError as error:
         raise click.ClickException(f"{error.filename}: {error.strerror}") from None
     click.echo(f"{len(leases)} leases of network {network} are written to {directory / network}")

@@ -50,7 +50,7 @@ def show_json(values: Any) -> None:
 
 def progress() -> Progress:
     """Shows on standard error how far long work is, to people."""
-    return Progress(console=Console(stderr=True), transient=True)
+    return Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
 
 
 def moment(at: datetime) -> str:

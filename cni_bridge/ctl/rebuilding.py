@@ -14,12 +14,12 @@ from typing import Any
 
 import click
 
-from cni_bridge.audit import OWN_TYPES
 from cni_bridge.ctl.access import finish
 from cni_bridge.ctl.moving import without_daemon
 from cni_bridge.ctl.output import confirm
 from cni_bridge.datapath.survey import LiveAddress, survey
 from cni_bridge.records import Records
+from cni_bridge.wiring import OWN_IPAM
 from ipam.api import Lease, Owner
 from ipam.clock import now
 from ipam.ranges import build_range
@@ -96,7 +96,7 @@ def _living(settings: Settings, live: list[LiveAddress]) -> Iterator[Lease]:
 
 def _recorded(settings: Settings) -> Iterator[Lease]:
     for attachment in Records(settings.run_dir / "attachments").all():
-        if attachment.allocation is not None and attachment.ipam_type in OWN_TYPES:
+        if attachment.allocation is not None and attachment.own_ipam:
             yield from attachment.allocation.leases
 
 
@@ -116,7 +116,8 @@ def _cached(live: list[LiveAddress]) -> Iterator[Lease]:
 
 
 def _is_ours(config: dict[str, Any]) -> bool:
-    return any(plugin.get("ipam", {}).get("type") in OWN_TYPES for plugin in config.get("plugins", [config]))
+    """Whether our IPAM gave the addresses: a `host-local` may be the reference's, only our records tell."""
+    return any(plugin.get("ipam", {}).get("type") == OWN_IPAM for plugin in config.get("plugins", [config]))
 
 
 def _lease(owner: Owner, ip: dict[str, Any]) -> Lease:

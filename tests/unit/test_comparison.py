@@ -72,6 +72,7 @@ def attached(*addresses: str, of: Owner | None = None, ipam: str = "cni-ipam") -
         HERE,
         Allocation(leases=tuple(lease(each, of) for each in addresses)) if addresses else None,
         request="digest",
+        own_ipam=ipam == "cni-ipam",
         configured_gateways=None,
         backend=Backend.NFTABLES,
         uplink_mtu=1500,
@@ -90,7 +91,7 @@ def compared(
     gone: Sequence[NetnsRef] = (),
     blind: bool = False,
 ) -> list[Problem]:
-    return list(compare(entries, pools, seen, attachments, lambda each: None if blind else each not in gone))
+    return list(compare(entries, pools, seen, attachments, lambda each: None if blind else each not in gone, "1"))
 
 
 NO_DIFFERENCE = {

@@ -54,6 +54,7 @@ def attach(
         NETNS,
         given,
         request="digest",
+        own_ipam=True,
         configured_gateways=configured,
         backend=backend,
         uplink_mtu=1450,

@@ -13,7 +13,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from cni_bridge.cni.errors import as_cni_error
-from ipam import server, wire
+from ipam import connection, wire
 from ipam.client import Client
 from ipam.errors import IpamError
 from ipam.metrics import Metrics
@@ -94,7 +94,7 @@ def test_the_limits_are_those_of_the_code() -> None:
     for row in (
         f"greeting | {wire.GREETING_PATIENCE:g} s",
         f"{defaults.request_timeout} s by default",
-        f"{server.IDLE_PATIENCE:g} s; then the daemon closes",
+        f"{connection.IDLE_PATIENCE:g} s; then the daemon closes",
         f"{defaults.ipamd.max_clients} by default",
         f"a frame | {wire.FRAME_LIMIT} bytes",
         f"entries or events in an answer | {PAGE} |",

@@ -40,6 +40,7 @@ ATTACHMENT = Attachment(
     ),
     netns=NetnsRef(path="/run/netns/c1", device=4, inode=4026532000),
     ipam_type="cni-ipam",
+    own_ipam=True,
     bridge=BridgeSpec(name="cni0", mtu=1500, mtu_configured=False, promisc=False, vlan_filtering=True),
     port=PortSpec(
         name="veth0123456789a",
