@@ -58,7 +58,7 @@ class LocalIpam:
         around: Surroundings | None = None
         while True:
             notes: list[Note] = []
-            leases = await self._store.write(partial(self._allocate, wanted, around, notes))
+            leases = await self._store.write(partial(self._allocate_and_keep_house, wanted, around, notes))
             if leases is not None:
                 for note in notes:
                     log.log(note.level, note.text)
@@ -145,6 +145,14 @@ class LocalIpam:
     async def _release_all(self, owners: Sequence[Owner], txn: Transaction) -> None:
         await txn.release_all(owners, self._clock())
 
+    async def _allocate_and_keep_house(
+        self, wanted: Wanted, around: Surroundings | None, notes: list[Note], txn: Transaction
+    ) -> tuple[Lease, ...] | None:
+        leases = await self._allocate(wanted, around, notes, txn)
+        if leases is not None:
+            await self._keep_house(txn, wanted.owner.network)
+        return leases
+
     async def _allocate(
         self, wanted: Wanted, around: Surroundings | None, notes: list[Note], txn: Transaction
     ) -> tuple[Lease, ...] | None:
@@ -152,7 +160,6 @@ class LocalIpam:
 
         `notes` gets what is to be logged once it is durable.
         """
-        await self._keep_house(txn, wanted.owner.network)
         opening = await txn.opening(wanted)
         giver = Giver(
             txn=txn,

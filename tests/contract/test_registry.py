@@ -16,7 +16,7 @@ from ipam.api import RangeSet, Reservation, ReservedFor
 from ipam.client import Client
 from ipam.errors import AddressNotOffered, AddressTaken, IpamError, NotFound, PoolConflict
 from ipam.metrics import Metrics
-from ipam.registry import Event, Happened, Moved, Origin, Place, State, Weight
+from ipam.registry import Event, Happened, Moved, Origin, Place, State, Turn, Weight
 from ipam.remote import RemoteRegistry
 from ipam.server import Server
 from tests.support.calls import owner, range_sets
@@ -105,7 +105,7 @@ def test_pools_and_how_full_they_are(node: Node) -> None:
     assert default.pool.reason.startswith("first of 10.168.0.0/13 in /24")
     assert (four.pool.subnet, four.pool.ranges) == (ip_network("10.88.0.0/29"), DUAL_STACK[0].ranges)
     assert (four.capacity, four.leased, four.cooling, four.reserved, four.free) == (5, 2, 1, 1, 1)
-    assert four.last == ip_address("10.88.0.4")
+    assert four.turns == (Turn(position=0, last=ip_address("10.88.0.4")),)
     assert six.free == 2**64 - 2 - 3  # more than 64 bits hold
     assert node.pools("net1") == [four, six]
     assert node.pools("net2") == []

@@ -266,7 +266,7 @@ async def _measure_side_by_side(directory: Path) -> None:
                 pass  # closed again: it is the daemon's now
             held = (entry.lease for entry in _entries(V4, each.leases) if entry.lease is not None)
             moved = [Moved(owner=lease.owner, address=lease.address.ip) for lease in held]
-            host_local.write(each.directory / "networks" / NETWORK, moved, ())
+            host_local.write(each.directory / "networks" / NETWORK, moved, {})
             clients.append(await opened.enter_async_context(_daemon(each.directory)))
         for number in _shown(range(ROUNDS), "side by side"):
             for each, client in zip(cases, clients, strict=True):

@@ -120,7 +120,7 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
 def test_it_is_written_as_the_reference_writes(tmp_path: Path) -> None:
     directory = tmp_path / "networks" / "net1"
     leases = [lease("10.0.0.2", "c1"), lease("fd00::2", "c1"), lease("10.0.0.3", "c2", "")]
-    host_local.write(directory, leases, [ip_address("10.0.0.3"), ip_address("fd00::2")])
+    host_local.write(directory, leases, {0: ip_address("10.0.0.3"), 1: ip_address("fd00::2")})
     assert files(directory) == {
         "10.0.0.2": b"c1\r\neth0",
         "fd00::2": b"c1\r\neth0",
@@ -138,7 +138,7 @@ def test_an_address_that_is_there_already_is_named_and_nothing_is_changed(tmp_pa
     before = files(tmp_path)
     leases = [lease(f"10.0.0.{last}", "c1") for last in (1, 2, 3)]
     with pytest.raises(FileExistsError) as caught:
-        host_local.write(tmp_path, leases, [ip_address("10.0.0.3")])
+        host_local.write(tmp_path, leases, {0: ip_address("10.0.0.3")})
     assert str(caught.value.filename) == str(tmp_path / there)
     assert files(tmp_path) == before
 
@@ -151,7 +151,7 @@ def test_an_address_that_is_there_already_is_named_and_nothing_is_changed(tmp_pa
 def test_what_was_written_is_read(leases: dict[Address, tuple[str, str]], last: list[Address]) -> None:
     moved = {Moved(owner=owner(name, ifname=ifname), address=each) for each, (name, ifname) in leases.items()}
     with tempfile.TemporaryDirectory() as directory:
-        host_local.write(Path(directory), moved, last)
+        host_local.write(Path(directory), moved, dict(enumerate(last)))
         found = host_local.read(Path(directory), "net1")
     assert (set(found.leases), len(found.leases)) == (moved, len(leases))
     assert (found.last, found.empty, found.strange) == (tuple(last), (), ())
@@ -161,7 +161,7 @@ def test_what_was_written_is_read(leases: dict[Address, tuple[str, str]], last: 
     "call",
     [
         pytest.param(lambda directory: host_local.read(directory, "net1"), id="read"),
-        pytest.param(lambda directory: host_local.write(directory, [lease("10.0.0.3", "c2")], []), id="write"),
+        pytest.param(lambda directory: host_local.write(directory, [lease("10.0.0.3", "c2")], {}), id="write"),
     ],
 )
 def test_it_waits_for_a_host_local_that_is_at_work(tmp_path: Path, call: Callable[[Path], Contents | None]) -> None:

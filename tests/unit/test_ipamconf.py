@@ -179,12 +179,12 @@ def test_bad_requested_address_in_cni_args_is_a_bad_environment() -> None:
         (
             {"ranges": [[{**SUBNET, "exclude": ["10.88.0.9", "10.88.0.1/24"]}]]},
             Code.INVALID_CONFIG,
-            'ipam.ranges[0][0].exclude[1] "10.88.0.1/24" is neither an address nor a subnet',
+            'ipam.ranges[0][0].exclude[1] "10.88.0.1/24" is not an address or a subnet without host bits',
         ),
         (
             {"subnet": "fe80::/64", "exclude": ["fe80::1%eth0"]},
             Code.INVALID_CONFIG,
-            'ipam.exclude[0] "fe80::1%eth0" is neither an address nor a subnet',
+            'ipam.exclude[0] "fe80::1%eth0" is not an address or a subnet without host bits',
         ),
         (
             {**SUBNET, "exclude": ["10.89.0.9"]},
