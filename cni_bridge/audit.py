@@ -95,10 +95,11 @@ def compare(
 
 def _doubled(leased: Collection[Address], live: Iterable[LiveAddress]) -> Iterator[Problem]:
     """Leased addresses that links of several namespaces have."""
-    holders: dict[Address, dict[NetnsRef, str]] = {}
+    holders: dict[Address, dict[tuple[int, int], str]] = {}  # by device and inode: one has many paths
     for each in live:
         if each.address.ip in leased:
-            holders.setdefault(each.address.ip, {})[each.netns] = f"{each.ifname} in {each.netns.path}"
+            key = (each.netns.device, each.netns.inode)
+            holders.setdefault(each.address.ip, {})[key] = f"{each.ifname} in {each.netns.path}"
     for address, places in holders.items():
         if len(places) > 1:
             what = f"{address} is leased and in use on {' and on '.join(places.values())}; remove one of them"

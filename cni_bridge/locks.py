@@ -38,6 +38,30 @@ async def owner_locked(directory: Path, owner: Owner, *, patience: float) -> Asy
         os.close(fd)
 
 
+@asynccontextmanager
+async def rules_locked(directory: Path, *, alone: bool, patience: float) -> AsyncIterator[None]:
+    """Hold the lock of what networks share in the firewall, which is one on the directory of records.
+
+    It is shared to apply rules, and held `alone` to take a network's away.
+    """
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    deadline, pause = time.monotonic() + patience, 0.001
+    try:
+        while True:
+            try:
+                fcntl.flock(fd, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    said = f"rules of a network are being changed by another request after {patience:g} s; try again"
+                    raise CniError(Code.TRY_AGAIN_LATER, said) from None
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE)
+        yield
+    finally:
+        os.close(fd)
+
+
 def _try_lock(path: Path) -> int | None:
     """A descriptor that holds the lock, or None while somebody else does."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)

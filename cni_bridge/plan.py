@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
 from ipaddress import ip_network
 
 from cni_bridge.cni.errors import InvalidConfig
-from cni_bridge.cni.netconf import Backend, NetConf
+from cni_bridge.cni.netconf import Backend, GatewayMode, NetConf
 from cni_bridge.cni.result import InterfaceEntry, IpEntry, Result
-from cni_bridge.policy import Masquerade, Policy, SpoofCheck
+from cni_bridge.policy import LinkPolicy, Masquerade, OpenPorts, Policy, Publication, Shield, SpoofCheck
 from cni_bridge.tag import container_mac, host_ifname, host_mac, owner_tag
 from ipam.api import Address, Allocation, Interface, NetnsRef, Network, Owner, Route
 
@@ -82,8 +82,9 @@ class Attachment:
     """The desired state of one attachment: what ADD makes, CHECK compares and DEL removes.
 
     `request` is the digest of what was asked for, `allocation` what IPAM answered, None until it has; `own_ipam`: it
-    was this project's, under whatever name; `changed` tells what ADD changed on the host beside the attachment's own
-    links and rules.
+    was this project's, under whatever name; `waiting` are publications that another attachment of the same container
+    serves as long as it is there; `changed` tells what ADD changed on the host beside the attachment's own links and
+    rules.
     """
 
     owner: Owner
@@ -97,7 +98,23 @@ class Attachment:
     container: ContainerSpec
     gateway: GatewaySpec | None
     policies: tuple[Policy, ...]
+    waiting: tuple[Publication, ...] = ()
     changed: tuple[str, ...] = ()
+
+    @property
+    def publications(self) -> tuple[Publication, ...]:
+        """The ports that are published for this attachment."""
+        return tuple(each for policy in self.policies for each in policy.publications)
+
+    def publishing(self, served: Collection[Publication], waiting: tuple[Publication, ...]) -> Attachment:
+        """This attachment with those publications, and those that wait."""
+        policies = tuple(
+            replace(each, publications=tuple(served))
+            if each.backend == Backend.NFTABLES and not each.masquerade
+            else each
+            for each in self.policies
+        )
+        return replace(self, policies=policies, waiting=waiting)
 
 
 def plan(
@@ -141,8 +158,9 @@ def plan(
             alias=owner_tag(owner),
             mac=host_mac(owner),
             mtu=mtu,
-            hairpin=conf.hairpin,
-            isolated=conf.port_isolation,
+            # Bridged frames that pass the firewall may be led back to where they came from (bridge-nf-call-iptables).
+            hairpin=conf.hairpin or bool(conf.ports),
+            isolated=conf.port_isolation or not conf.icc,
             vlan=conf.vlan,
             vlan_trunk=conf.vlan_trunk,
             preserve_default_vlan=conf.preserve_default_vlan,
@@ -186,7 +204,7 @@ def build_result(conf: NetConf, attachment: Attachment, made: Made, netns: str) 
             )
             for position, lease in enumerate(allocation.leases)
         ),
-        routes=allocation.routes + tuple(_added_default_routes(conf, allocation)),
+        routes=tuple(_routes(conf, allocation)),
         dns=conf.dns or allocation.dns,
     )
     return result.after(conf.prev_result) if conf.prev_result is not None else result
@@ -204,6 +222,13 @@ def _gateways(allocation: Allocation) -> Iterator[Interface]:
                 )
             address = type(lease.address.ip)(int(network.network_address) + 1)
         yield type(lease.address)(f"{address}/{network.prefixlen}")
+
+
+def _routes(conf: NetConf, allocation: Allocation) -> Iterator[Route]:
+    """What IPAM answers and what the configuration adds; an internal network has no default route."""
+    for route in (*allocation.routes, *_added_default_routes(conf, allocation)):
+        if not (conf.internal and route.dst.prefixlen == 0):
+            yield route
 
 
 def _added_default_routes(conf: NetConf, allocation: Allocation) -> Iterator[Route]:
@@ -225,7 +250,7 @@ def _resolved_routes(
     One without a gateway of its own takes its family's first. Where this host is not the gateway and none is
     configured, there may be none at all: then only a default route, which means nothing else, goes there.
     """
-    for route in (*allocation.routes, *_added_default_routes(conf, allocation)):
+    for route in _routes(conf, allocation):
         on_link = route.scope is not None and route.scope >= SCOPE_LINK
         gw = route.gw
         if gw is None and not on_link:
@@ -256,12 +281,27 @@ def _family_gateway(conf: NetConf, allocation: Allocation, family: int) -> Addre
 def _policies(
     conf: NetConf, owner: Owner, allocation: Allocation, backend: Backend, gateway_link: str
 ) -> Iterator[Policy]:
-    if conf.ip_masq and allocation.leases:
-        addresses = (lease.address.ip for lease in allocation.leases)
+    addresses = tuple(lease.address.ip for lease in allocation.leases)
+    protects = conf.is_gateway and backend == Backend.NFTABLES
+    mode = conf.gateway_mode
+    if mode is None:
+        mode = GatewayMode.NAT if protects and not conf.direct_routing else GatewayMode.NAT_UNPROTECTED
+    shields = tuple(_shields(conf, mode, addresses))
+    if conf.ip_masq and addresses:
         links = tuple(dict.fromkeys((conf.bridge, gateway_link)))
         yield _masquerade(owner, addresses, links, conf.ip_masq_backend or backend)
-    if conf.mac_spoof_check:
-        yield _spoof_check(owner, conf.mac or container_mac(owner))
+    policy = Policy(
+        backend=Backend.NFTABLES,
+        owner=owner,
+        spoof_check=_spoof_check(conf, owner, addresses),
+        publications=tuple(_publications(conf, addresses)) if mode != GatewayMode.ROUTED else (),
+        shields=shields,
+        link=_link_policy(conf, gateway_link, isolated=protects if conf.isolated is None else conf.isolated)
+        if conf.is_gateway
+        else None,
+    )
+    if policy != Policy(backend=Backend.NFTABLES, owner=owner):
+        yield policy
 
 
 def _masquerade(owner: Owner, addresses: Iterable[Address], links: tuple[str, ...], backend: Backend) -> Policy:
@@ -269,5 +309,47 @@ def _masquerade(owner: Owner, addresses: Iterable[Address], links: tuple[str, ..
     return Policy(backend=backend, owner=owner, masquerade=masquerade)
 
 
-def _spoof_check(owner: Owner, mac: str) -> Policy:
-    return Policy(backend=Backend.NFTABLES, owner=owner, spoof_check=SpoofCheck(port=host_ifname(owner), mac=mac))
+def _spoof_check(conf: NetConf, owner: Owner, addresses: tuple[Address, ...]) -> SpoofCheck | None:
+    if not conf.mac_spoof_check and not conf.ip_spoof_check:
+        return None
+    mac = (conf.mac or container_mac(owner)) if conf.mac_spoof_check else ""
+    return SpoofCheck(port=host_ifname(owner), mac=mac, addresses=addresses if conf.ip_spoof_check else None)
+
+
+def _publications(conf: NetConf, addresses: Iterable[Address]) -> Iterator[Publication]:
+    """Each mapping for the container's first address of each family that it is meant for."""
+    first = {each.version: each for each in reversed(tuple(addresses))}
+    for mapping in conf.ports:
+        families = (4, 6) if mapping.host_ip is None else (mapping.host_ip.version,)
+        served = [family for family in families if family in first]
+        if first and not served:  # before IPAM has answered there is none
+            raise InvalidConfig(f"runtimeConfig.portMappings: {mapping} is for a family of which there is no address")
+        for family in served:
+            yield Publication(
+                protocol=mapping.protocol,
+                host_ip=mapping.host_ip if mapping.host_ip is not None and not mapping.host_ip.is_unspecified else None,
+                host_port=mapping.host_port,
+                address=first[family],
+                container_port=mapping.container_port,
+                count=mapping.count,
+                snat=conf.snat,
+                masquerade_all=conf.masquerade_all,
+            )
+
+
+def _shields(conf: NetConf, mode: GatewayMode, addresses: Iterable[Address]) -> Iterator[Shield]:
+    routed = mode == GatewayMode.ROUTED
+    if conf.internal or mode == GatewayMode.NAT_UNPROTECTED:
+        return
+    opened = tuple(OpenPorts(protocol=each.protocol, port=each.container_port, count=each.count) for each in conf.ports)
+    for address in addresses:
+        yield Shield(address=address, routed=routed, opened=opened if routed else ())
+
+
+def _link_policy(conf: NetConf, link: str, *, isolated: bool) -> LinkPolicy | None:
+    """What holds for the bridge; None if that is nothing."""
+    policy = LinkPolicy(
+        link=link, isolated=isolated, internal=conf.internal, icc=conf.icc, trusted=conf.trusted_interfaces
+    )
+    asked = policy != LinkPolicy(link=link) or bool(conf.ports) or conf.gateway_mode is not None
+    return policy if asked else None

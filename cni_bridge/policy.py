@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cni_bridge.cni.netconf import Backend
+from cni_bridge.cni.ports import Protocol
 from ipam.api import Address, Owner
 
 
@@ -18,17 +19,83 @@ class Masquerade:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpoofCheck:
-    """Frames that enter the bridge by this port carry this source MAC address, or are dropped."""
+    """Frames that enter the bridge by this port carry this source MAC address, or are dropped; empty for any.
+
+    Likewise these IP addresses, as source and in ARP; None for any.
+    """
 
     port: str
     mac: str
+    addresses: tuple[Address, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Publication:
+    """`count` ports of the host, from `host_port` on, lead to as many of the container, from `container_port` on.
+
+    `host_ip` None means every address of the container's family. Traffic that comes from this host by its loopback
+    address, or from the container's own link, gets the host's address as its source if `snat`; all does with
+    `masquerade_all`.
+    """
+
+    protocol: Protocol
+    host_ip: Address | None
+    host_port: int
+    address: Address
+    container_port: int
+    count: int = 1
+    snat: bool = True
+    masquerade_all: bool = False
+
+    def __str__(self) -> str:
+        ports = str(self.host_port) if self.count == 1 else f"{self.host_port}-{self.host_port + self.count - 1}"
+        return f"{self.host_ip or f'any IPv{self.address.version} address'} port {ports}/{self.protocol}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenPorts:
+    """Ports of a container that may be reached by its own address."""
+
+    protocol: Protocol
+    port: int
+    count: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shield:
+    """New connections from other links to this address are dropped, but for those to published ports.
+
+    `routed`: it is meant to be reached by routing, at the ports `opened` and by ping.
+    """
+
+    address: Address
+    routed: bool = False
+    opened: tuple[OpenPorts, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkPolicy:
+    """What holds for a network's link, a bridge mostly, whoever is attached.
+
+    `isolated`: no traffic with other networks of this host, but to published ports. `internal`: none with anything
+    beyond the link. `icc`: its containers may reach each other. `trusted`: links from which a shield is open.
+    """
+
+    link: str
+    isolated: bool = False
+    internal: bool = False
+    icc: bool = True
+    trusted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """All that one backend holds for one attachment."""
+    """All that one backend holds for one attachment; of several for one link, the last that was applied counts."""
 
     backend: Backend
     owner: Owner
     masquerade: tuple[Masquerade, ...] = ()
     spoof_check: SpoofCheck | None = None
+    publications: tuple[Publication, ...] = ()
+    shields: tuple[Shield, ...] = ()
+    link: LinkPolicy | None = None

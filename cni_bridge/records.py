@@ -17,6 +17,7 @@ from pathlib import Path
 from cni_bridge.cni.errors import CniError, Code
 from cni_bridge.files import file_name
 from cni_bridge.plan import Attachment
+from cni_bridge.tag import owner_key
 from ipam.api import Owner
 from ipam.codec import decode, encode
 
@@ -75,6 +76,22 @@ class Records:
                 continue
             if network in (None, attachment.owner.network):
                 yield attachment
+
+    def is_empty(self, network: str) -> bool:
+        """Whether the network has no attachment."""
+        return next((self._directory / file_name(network)).glob("*.json"), None) is None
+
+    def of_container(self, container_id: str) -> Iterator[Attachment]:
+        """The container's attachments to all networks; by the names of the files, so that few are read."""
+        for path in self._directory.glob(f"*/{glob.escape(file_name(f'{container_id}:')[:100])}*.json"):
+            with suppress(FileNotFoundError, CniError):
+                attachment = _parse(path.read_bytes(), path)
+                if attachment.owner.container_id == container_id:
+                    yield attachment
+
+    def find(self, key: str) -> Attachment | None:
+        """The attachment whose owner has that key (`tag.owner_key`): reads them all, for when there is a conflict."""
+        return next((each for each in self.all() if owner_key(each.owner) == key), None)
 
     def forget_unreadable(self, network: str, keep: frozenset[Owner]) -> None:
         """Remove records of the network that cannot be read, but for those of owners in `keep`."""

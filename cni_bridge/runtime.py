@@ -44,6 +44,7 @@ class Runtime:
     firewalls: Mapping[Backend, Firewall]
     find_ipam: Callable[[Request, str], IpamSource]  # by the request and its ipam.type
     locked: Callable[[Owner], AbstractAsyncContextManager[None]]  # one request at a time for one owner
+    rules_locked: Callable[[bool], AbstractAsyncContextManager[None]]  # alone, to take a network's rules away
     kernel_thread: Executor  # one thread talks to the kernel, and only it enters namespaces
 
     async def on_host(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -12,6 +12,7 @@ from cni_bridge.cni.request import Request
 from cni_bridge.failures import Failures
 from cni_bridge.plan import Attachment
 from cni_bridge.policy import Policy
+from cni_bridge.publishing import end_stale_connections
 from cni_bridge.runtime import Runtime
 from ipam.api import Lease, Owner
 
@@ -22,6 +23,7 @@ async def tear_down(rt: Runtime, attachment: Attachment) -> None:
     """Remove the attachment's rules and links."""
     failures = Failures()
     await failures.collect(change_rules(rt, attachment.policies, ()))
+    await failures.collect(end_stale_connections(rt, attachment.publications))
     await failures.collect(rt.on_host(rt.datapath.detach, attachment))
     failures.raise_any(f"removal of {attachment.owner}")
 
@@ -38,6 +40,18 @@ async def tear_down_unrecorded(rt: Runtime, request: Request) -> None:
     for firewall in rt.firewalls.values() if held or linked else ():
         await failures.collect(rt.on_host(firewall.forget, owner))
     failures.raise_any(f"removal of {owner}, of which there is no record")
+
+
+async def forget_link(rt: Runtime, network: str) -> None:
+    """Remove what holds for the network's link once nobody is attached to it.
+
+    An attachment is recorded before its rules are applied, and they are under the same lock.
+    """
+    if rt.records.is_empty(network):
+        async with rt.rules_locked(True):
+            if rt.records.is_empty(network):
+                for firewall in rt.firewalls.values():
+                    await rt.on_host(firewall.forget_link, network)
 
 
 async def change_rules(rt: Runtime, former: Iterable[Policy], wanted: Iterable[Policy]) -> None:

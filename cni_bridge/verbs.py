@@ -23,10 +23,11 @@ from cni_bridge.datapath import netns
 from cni_bridge.datapath.bridge import MAX_PORTS
 from cni_bridge.failures import Failures
 from cni_bridge.plan import Attachment, build_result, plan
+from cni_bridge.publishing import claim, end_stale_connections, hand_over
 from cni_bridge.resolvconf import read_resolv_conf
 from cni_bridge.runtime import Runtime
 from cni_bridge.tag import container_mac
-from cni_bridge.teardown import change_rules, lenient, release, tear_down, tear_down_unrecorded
+from cni_bridge.teardown import change_rules, forget_link, lenient, release, tear_down, tear_down_unrecorded
 from cni_bridge.undo import Undo
 from ipam.api import Allocation, Dns, Interface, Ipam, Owner, Wanted
 from ipam.errors import LeaseMissing
@@ -55,6 +56,7 @@ async def add(rt: Runtime, request: Request) -> Result:
                     rt.records.write(planned(None))
                 undo.push(partial(release, rt, request, conf.ipam_type, request.owner))
                 attachment = planned(await _allocate(rt, request, conf, ipam, wanted, recorded))
+                attachment = await claim(rt, attachment)
                 former = recorded.policies if recorded is not None else ()
                 earlier = recorded.changed if recorded is not None else ()
                 either = tuple(dict.fromkeys((*attachment.policies, *former)))
@@ -68,7 +70,10 @@ async def add(rt: Runtime, request: Request) -> Result:
                     gateways_of_others=partial(_gateways_of_others, rt, attachment),
                 )
                 undo.push(partial(change_rules, rt, attachment.policies, ()))
-                await change_rules(rt, former, attachment.policies)
+                async with rt.rules_locked(False):
+                    await change_rules(rt, former, attachment.policies)
+                await rt.on_host(_open_loopback, rt, attachment)
+                await end_stale_connections(rt, attachment.publications)
                 rt.records.write(replace(attachment, changed=earlier + made.changed))
     return build_result(conf, attachment, made, request.netns)
 
@@ -86,6 +91,10 @@ async def delete(rt: Runtime, request: Request) -> None:
             await failures.collect(release(rt, request, lenient(parse_ipam_type, request), owner))
         failures.raise_any(f"DEL of {owner}")
         rt.records.remove(owner)
+    if recorded is not None and any(each.link for each in recorded.policies):
+        await forget_link(rt, owner.network)
+    if recorded is not None and recorded.publications:
+        await hand_over(rt, owner.container_id)
 
 
 async def check(rt: Runtime, request: Request) -> None:
@@ -124,6 +133,7 @@ async def collect(rt: Runtime, request: Request) -> None:
     for firewall in rt.firewalls.values():
         await failures.collect(rt.on_host(firewall.collect, network, keep))
     await failures.collect(rt.on_host(rt.records.forget_unreadable, network, keep))  # found by their marks
+    await failures.collect(forget_link(rt, network))
     failures.raise_any(f'GC of network "{network}"')
 
 
@@ -192,8 +202,7 @@ async def _planner(
     rt: Runtime, conf: NetConf, request: Request, target: netns.Netns, addresses: IpamConf
 ) -> Callable[[Allocation | None], Attachment]:
     """The plan as a function of what IPAM answers, None as long as it has not."""
-    chooses = conf.ip_masq and conf.ip_masq_backend is None
-    backend = await rt.default_backend() if chooses else Backend.NFTABLES
+    backend = await rt.default_backend() if conf.ip_masq or conf.is_gateway else Backend.NFTABLES
     uplink_mtu = 0 if conf.mtu else await rt.on_host(rt.datapath.uplink_mtu)
     return partial(
         plan,
@@ -252,6 +261,13 @@ async def _collect_addresses(rt: Runtime, request: Request, keep: frozenset[Owne
     async with rt.ipam(request, parse_ipam_type(request.config)) as ipam:
         if ipam is not None:
             await ipam.collect(request.owner.network, keep)
+
+
+def _open_loopback(rt: Runtime, attachment: Attachment) -> None:
+    """Let ports be reached at the host's IPv4 loopback addresses; after the rules that keep everybody else out."""
+    places = [each.host_ip for each in attachment.publications if each.snat and each.address.version == 4]
+    if any(each is None or each.is_loopback for each in places):
+        rt.datapath.let_loopback_out(attachment.gateway.link if attachment.gateway else attachment.bridge.name)
 
 
 def _readable_record(rt: Runtime, owner: Owner) -> Attachment | None:

@@ -18,7 +18,7 @@ from cni_bridge.firewall.iptables import IptablesFirewall
 from cni_bridge.firewall.nftables import NftablesFirewall
 from cni_bridge.ipam_exec import ExecIpam, find_executable
 from cni_bridge.ipam_host import KernelHost
-from cni_bridge.locks import owner_locked
+from cni_bridge.locks import owner_locked, rules_locked
 from cni_bridge.records import Records
 from cni_bridge.runtime import IpamSource, Runtime
 from ipam.api import Ipam
@@ -90,6 +90,7 @@ def runtime(settings: Settings) -> Iterator[Runtime]:
                 },
                 find_ipam=lambda request, ipam_type: find_ipam(settings, request, ipam_type),
                 locked=lambda owner: owner_locked(locks, owner, patience=settings.patience),
+                rules_locked=lambda alone: rules_locked(records, alone=alone, patience=settings.patience),
                 kernel_thread=kernel_thread,
             )
         finally:

@@ -296,6 +296,15 @@ class AddressStatements(Statements):
         )
         return [Run(first=blob_number(row[0]), next=blob_number(row[1])) for row in rows]
 
+    async def runs_in_parts(self, network: str) -> list[int]:
+        """The numbers at which one run ends and another begins, which should be one."""
+        rows = await self._rows(
+            "SELECT one.next FROM taken AS one JOIN taken AS other ON other.network = one.network "
+            "AND other.first = one.next WHERE one.network = ? ORDER BY one.next",
+            (network,),
+        )
+        return [blob_number(row[0]) for row in rows]
+
     async def count_taken(self, network: str, within: Run) -> int:
         """How many of these addresses are taken, by the runs."""
         return sum(each.next - each.first for each in await self.runs_within(network, within))

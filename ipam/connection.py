@@ -32,6 +32,8 @@ class Connection(asyncio.Protocol):
         self._received = bytearray()
         self._answering: asyncio.Task[None] | None = None
         self._last = False  # what is being done now is the last thing
+        self._ended = False  # the client asks for nothing more
+        self._reads = True  # what is sent to it
         self._active = self._loop.time()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -51,9 +53,22 @@ class Connection(asyncio.Protocol):
         self._next()
 
     def eof_received(self) -> bool:
-        """See `asyncio.Protocol`. The answer to what was asked still goes out."""
-        self._last = True
+        """See `asyncio.Protocol`. The answers to what was asked still go out."""
+        self._ended = True
         return self._answering is not None
+
+    def pause_writing(self) -> None:
+        """See `asyncio.Protocol`. A client that does not read is asked nothing more, and its silence counts."""
+        self._reads = False
+        self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        """See `asyncio.Protocol`."""
+        self._reads = True
+        self._active = self._loop.time()
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
+            self._next()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.Protocol`. A request that is under way goes to its end all the same."""
@@ -79,7 +94,10 @@ class Connection(asyncio.Protocol):
             if len(self._received) > wire.FRAME_LIMIT:
                 self._transport.pause_reading()  # it does not wait for answers, so we wait for it
             return
-        if len(self._received) < wire.HEADER_SIZE or self._last:
+        if self._last or not self._reads:
+            return
+        if len(self._received) < wire.HEADER_SIZE:
+            self._finish_if_ended()
             return
         try:
             end = wire.HEADER_SIZE + wire.body_size(bytes(self._received[: wire.HEADER_SIZE]))
@@ -91,6 +109,12 @@ class Connection(asyncio.Protocol):
             body = bytes(self._received[wire.HEADER_SIZE : end])
             del self._received[:end]
             self._answering = self._loop.create_task(self._respond(body))
+        else:
+            self._finish_if_ended()
+
+    def _finish_if_ended(self) -> None:
+        if self._ended:
+            self._transport.close()
 
     async def _respond(self, body: bytes) -> None:
         frame = await self._answer(body)
@@ -102,7 +126,8 @@ class Connection(asyncio.Protocol):
         if self._last:
             self._transport.close()
             return
-        self._transport.resume_reading()
+        if self._reads:
+            self._transport.resume_reading()
         self._next()
 
     def _send(self, frame: bytes) -> None:

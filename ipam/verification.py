@@ -23,6 +23,9 @@ async def verify_page(network: str, start: int, txn: Transaction) -> tuple[list[
     expected = merged(Run(first=each, next=each + 1) for each in numbers)
     actual = await txn.runs_within(network, Run(first=start, next=end))
     found = []
+    for number in await txn.runs_in_parts(network) if not start else ():
+        what = f'network "{network}": the run of taken addresses around {from_number(number)} is in two parts'
+        found.append(Finding(weight=Weight.ERROR, what=what, mendable=True))
     for run in sorted(set(expected) ^ set(actual)):
         what = f'network "{network}": {from_number(run.first)} to {from_number(run.next - 1)} is '
         what += "in use and not marked as taken" if run in expected else "marked as taken and not in use"

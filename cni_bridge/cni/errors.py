@@ -30,6 +30,7 @@ class Code(IntEnum):
     FIREWALL_FAILED = 106
     IPAM_PLUGIN_FAILED = 107
     STORE_DAMAGED = 108
+    PORT_CONFLICT = 109
     INTERNAL = 999
 
 
@@ -62,6 +63,13 @@ class LinkConflict(CniError):
 
     def __init__(self, msg: str, details: str = "") -> None:
         super().__init__(Code.LINK_CONFLICT, msg, details)
+
+
+class PortConflict(CniError):
+    """A host port that is to be published belongs to somebody else."""
+
+    def __init__(self, msg: str, details: str = "") -> None:
+        super().__init__(Code.PORT_CONFLICT, msg, details)
 
 
 class UnsupportedField(CniError):

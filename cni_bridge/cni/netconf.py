@@ -8,8 +8,9 @@ from enum import StrEnum
 
 from cni_bridge.cni.errors import InvalidConfig
 from cni_bridge.cni.fields import Fields
+from cni_bridge.cni.ports import PortMapping, parse_port_mappings
 from cni_bridge.cni.request import Request, blame_args
-from cni_bridge.cni.result import Result, parse_dns, parse_previous
+from cni_bridge.cni.result import Result, parse_dns, parse_previous, parse_runtime_dns
 from cni_bridge.cni.versions import Version
 from ipam.api import Dns, Owner
 
@@ -23,6 +24,14 @@ MIN_IPV6_MTU = 1280  # RFC 8200, section 5
 MAX_LINK_NAME = 15  # IFNAMSIZ less the terminating zero
 
 
+class GatewayMode(StrEnum):
+    """How a network's addresses may be reached from beyond its host (as Docker's `gateway_mode`)."""
+
+    NAT = "nat"  # at published ports of the host only
+    NAT_UNPROTECTED = "nat-unprotected"  # by routing too, at any port
+    ROUTED = "routed"  # by routing, at published ports of the container; the host's ports are not used
+
+
 class Backend(StrEnum):
     """Which of the kernel's firewalls holds an attachment's rules."""
 
@@ -32,7 +41,11 @@ class Backend(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetConf:
-    """One network's configuration. `mtu` 0 means that of the default route's link; `vlan` 0 means untagged."""
+    """One network's configuration.
+
+    `mtu` 0 means that of the default route's link; `vlan` 0 means untagged. `isolated` and `gateway_mode` are None
+    where nothing is said: what protects most, as far as nftables works here, but for `direct_routing`.
+    """
 
     version: Version
     bridge: str
@@ -52,6 +65,16 @@ class NetConf:
     enable_dad: bool
     disable_container_interface: bool
     port_isolation: bool
+    icc: bool
+    isolated: bool | None
+    internal: bool
+    gateway_mode: GatewayMode | None
+    direct_routing: bool
+    trusted_interfaces: tuple[str, ...]
+    ip_spoof_check: bool
+    ports: tuple[PortMapping, ...]
+    snat: bool
+    masquerade_all: bool
     dns: Dns
     mac: str
     ipam_type: str
@@ -68,7 +91,7 @@ def parse_netconf(request: Request) -> NetConf:
         is_gateway=config.boolean("isGateway") or config.boolean("isDefaultGateway"),
         is_default_gateway=config.boolean("isDefaultGateway"),
         force_address=config.boolean("forceAddress"),
-        ip_masq=config.boolean("ipMasq") and bool(ipam_type),
+        ip_masq=config.boolean("ipMasq") and bool(ipam_type) and not config.boolean("internal"),
         ip_masq_backend=_parse_backend(config),
         mtu=_parse_mtu(config),
         hairpin=config.boolean("hairpinMode"),
@@ -81,7 +104,21 @@ def parse_netconf(request: Request) -> NetConf:
         enable_dad=config.boolean("enabledad"),
         disable_container_interface=config.boolean("disableContainerInterface"),
         port_isolation=config.boolean("portIsolation"),
-        dns=parse_dns(config.object("dns")),
+        icc=config.boolean("icc", True),
+        isolated=config.boolean("isolated") if config.has("isolated") or _is_reference(config) else None,
+        internal=config.boolean("internal"),
+        gateway_mode=_parse_gateway_mode(config),
+        # Where nothing is masqueraded, whoever routes to the addresses means to.
+        direct_routing=config.boolean("allowDirectRouting") or not config.boolean("ipMasq") or _is_reference(config),
+        trusted_interfaces=tuple(
+            _require_link_name(each, f"{config.at('trustedInterfaces')}[{i}]")
+            for i, each in enumerate(config.strings("trustedInterfaces"))
+        ),
+        ip_spoof_check=config.boolean("ipspoofchk"),
+        ports=parse_port_mappings(config),
+        snat=config.boolean("snat", True),
+        masquerade_all=config.boolean("masqAll"),
+        dns=parse_runtime_dns(config.object("runtimeConfig")) or parse_dns(config.object("dns")),
         mac=parse_mac(request),
         ipam_type=ipam_type,
         prev_result=parse_previous(config, request.version),
@@ -91,6 +128,10 @@ def parse_netconf(request: Request) -> NetConf:
             f'bridge "{conf.bridge}" is too long for vlan {conf.vlan} with isGateway',
             f'the gateway lives on link "{conf.bridge}.{conf.vlan}", and a link name has at most {MAX_LINK_NAME} bytes',
         )
+    if conf.gateway_mode == GatewayMode.ROUTED and conf.ip_masq:
+        raise InvalidConfig('gatewayMode "routed" and ipMasq true exclude each other: what is routed keeps its address')
+    if conf.internal and conf.ports:
+        raise InvalidConfig("runtimeConfig.portMappings has ports, and internal is true: nothing is published there")
     if conf.hairpin and conf.promisc:
         raise InvalidConfig(
             "cannot set hairpin mode and promiscuous mode at the same time", "hairpinMode and promiscMode are both true"
@@ -105,12 +146,29 @@ def parse_netconf(request: Request) -> NetConf:
 
 def parse_bridge_name(config: Fields) -> str:
     """The name of the bridge, `cni0` where none is given."""
-    name = config.string("bridge") or "cni0"
+    return _require_link_name(config.string("bridge") or "cni0", config.at("bridge"))
+
+
+def _require_link_name(name: str, path: str) -> str:
     if not _LINK_NAME.match(name) or name in (".", "..") or _NOT_IN_LINK_NAME & set(name):
         raise InvalidConfig(
-            f'{config.at("bridge")} "{name}" is not a link name: 1 to 15 ASCII characters, none / : % * + " \\ or space'
+            f'{path} "{name}" is not a link name: 1 to 15 ASCII characters, none / : % * + " \\ or space'
         )
     return name
+
+
+def _is_reference(config: Fields) -> bool:
+    """Whether the configuration was written for the reference plugin, which protects nothing by itself."""
+    return config.string("type") == "bridge"
+
+
+def _parse_gateway_mode(config: Fields) -> GatewayMode | None:
+    name = config.string("gatewayMode")
+    if name and name not in list(GatewayMode):
+        raise InvalidConfig(f'{config.at("gatewayMode")} "{name}" is none of {", ".join(GatewayMode)}')
+    if name and config.boolean("allowDirectRouting") and name != GatewayMode.NAT_UNPROTECTED:
+        raise InvalidConfig(f'allowDirectRouting true and gatewayMode "{name}" exclude each other')
+    return GatewayMode(name) if name else None
 
 
 def parse_ipam_type(config: Fields) -> str:

@@ -229,3 +229,11 @@ def parse_dns(fields: Fields) -> Dns:
         search=fields.strings("search"),
         options=fields.strings("options"),
     )
+
+
+def parse_runtime_dns(runtime_config: Fields) -> Dns:
+    """The resolver settings that the runtime passes (CNI CONVENTIONS, capability "dns")."""
+    fields = runtime_config.object("dns")
+    return Dns(
+        nameservers=fields.strings("servers"), search=fields.strings("searches"), options=fields.strings("options")
+    )

@@ -12,14 +12,14 @@ from pathlib import Path
 from cni_bridge.cni.errors import InvalidNetns
 from cni_bridge.cni.result import Result
 from cni_bridge.datapath import bridge as bridges
-from cni_bridge.datapath import forwarding, netns, port, vlan
+from cni_bridge.datapath import forwarding, netns, port, sysctl, vlan
 from cni_bridge.datapath.announce import announce
 from cni_bridge.datapath.container import configure_container, missing_container
 from cni_bridge.datapath.netlink import Link, Netlink
 from cni_bridge.datapath.netns import Netns
 from cni_bridge.plan import Attachment, GatewaySpec, Made
 from cni_bridge.tag import MARK, host_ifname, key_of_tag, network_tag, owner_key
-from ipam.api import Interface, Owner
+from ipam.api import Address, Interface, Owner
 
 log = logging.getLogger(__name__)
 
@@ -146,6 +146,17 @@ class Datapath:
             if link.alias.startswith(prefix) and key_of_tag(link.alias) not in kept:
                 log.info("deleting stray link %s (%s)", link.name, link.alias)
                 self._host.delete_link(link.name)
+
+    def own_addresses(self) -> frozenset[Address]:
+        """All addresses of the host."""
+        return frozenset(address.ip for _, address in self._host.all_addresses())
+
+    def let_loopback_out(self, link: str) -> None:
+        """Let packets from 127.0.0.0/8 leave by the link, so that ports published there reach the container.
+
+        It also lets packets for these addresses in; the firewall's chain `raw` drops them, and has to be there.
+        """
+        sysctl.write(f"ipv4/conf/{link}/route_localnet", "1")
 
     def count_ports(self, bridge: str) -> int:
         """How many ports the bridge has."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
 
-from cni_bridge.policy import Policy
+from cni_bridge.policy import Policy, Publication
 from ipam.api import Owner
 
 
@@ -25,6 +26,15 @@ class Firewall(Protocol):
 
     def forget(self, owner: Owner) -> None:
         """Remove the owner's rules, found by their marks: for when nothing tells what they are."""
+
+    def claimed(self, publications: Iterable[Publication], owner: Owner) -> dict[Publication, str]:
+        """The publications of whose host ports another owner has one, with that owner's tag."""
+
+    def forget_link(self, network: str) -> None:
+        """Remove what holds for the network's link; nobody is attached to it any more."""
+
+    def evict(self, key: str) -> None:
+        """Remove the rules that carry an owner's key, of which nothing else is known."""
 
     def unusable(self) -> str:
         """Why this backend cannot work on this host; empty if it can."""

@@ -12,7 +12,7 @@ process when it is displeased. So each family's transaction runs in a forked chi
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 from cni_bridge.cni.errors import CniError, Code, FirewallFailed
 from cni_bridge.firewall.apart import ChildFailed, run_apart
 from cni_bridge.firewall.xtables_lock import xtables_lock
-from cni_bridge.policy import Masquerade, Policy
+from cni_bridge.policy import Masquerade, Policy, Publication
 from cni_bridge.tag import MARK, key_of_tag, network_tag, owner_key, owner_tag
 from ipam.api import Owner
 
@@ -58,8 +58,18 @@ class IptablesFirewall:
 
     def forget(self, owner: Owner) -> None:
         """See `Firewall.forget`."""
-        own = owner_key(owner)
-        self._sweep(lambda key: key == own)
+        self.evict(owner_key(owner))
+
+    def claimed(self, publications: Iterable[Publication], owner: Owner) -> dict[Publication, str]:
+        """See `Firewall.claimed`; ports are published by nftables only."""
+        return {}
+
+    def forget_link(self, network: str) -> None:
+        """See `Firewall.forget_link`; there are none in iptables."""
+
+    def evict(self, key: str) -> None:
+        """See `Firewall.evict`."""
+        self._sweep(lambda each: each == key)
 
     def unusable(self) -> str:
         """See `Firewall.unusable`."""

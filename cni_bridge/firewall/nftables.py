@@ -1,69 +1,31 @@
-"""The nftables backend: a fixed set of rules over hash sets, one element an address or port, whoever is attached.
+"""The nftables backend: fixed rules over sets and maps, to which each attachment adds elements (`nftables_layout`).
 
-    table inet cni_bridge     masquerade4/6: addresses to masquerade; local4/6: address . link it stays unmasqueraded on
-    table bridge cni_bridge   spoof_ports: ports that are checked; spoof_allowed: port . source MAC that may enter
-
-Every element's comment is its owner's tag. The base is declared in every transaction, so a flush is repaired by the
-next attachment.
+Every element's comment is its owner's tag, or its network's for what holds for a link. The base is declared in every
+transaction, so a flush is repaired by the next attachment.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from cni_bridge.cni.errors import FirewallFailed
 from cni_bridge.firewall.libnftables import Nftables, NftError
-from cni_bridge.policy import Policy
-from cni_bridge.tag import key_of_tag, network_tag, owner_key, owner_tag
-from ipam.api import Owner
-
-_NAT = "inet cni_bridge"
-_SPOOF = "bridge cni_bridge"
-
-# Each rule's comment is also what `missing` looks for.
-_NAT_RULES = (
-    'ip daddr 224.0.0.0/4 return comment "IPv4 multicast keeps its source"',
-    'ip6 daddr ff00::/8 return comment "IPv6 multicast keeps its source"',
-    'ip saddr . oifname @local4 return comment "IPv4 within its own network"',
-    'ip6 saddr . oifname @local6 return comment "IPv6 within its own network"',
-    'ip saddr @masquerade4 counter masquerade comment "IPv4 that leaves its network"',
-    'ip6 saddr @masquerade6 counter masquerade comment "IPv6 that leaves its network"',
+from cni_bridge.firewall.nftables_elements import (
+    Element,
+    is_run,
+    link_elements,
+    listed,
+    owned_elements,
+    publishing_elements,
 )
-_SPOOF_RULES = (
-    'iifname . ether saddr @spoof_allowed accept comment "source MAC as attached"',
-    'iifname @spoof_ports counter drop comment "any other source MAC"',
-)
-
-_NAT_BASE = "\n".join(
-    (
-        f"add table {_NAT}",
-        f"add set {_NAT} masquerade4 {{ type ipv4_addr; }}",
-        f"add set {_NAT} masquerade6 {{ type ipv6_addr; }}",
-        f"add set {_NAT} local4 {{ type ipv4_addr . ifname; }}",
-        f"add set {_NAT} local6 {{ type ipv6_addr . ifname; }}",
-        f"add chain {_NAT} postrouting {{ type nat hook postrouting priority srcnat; policy accept; }}",
-        f"flush chain {_NAT} postrouting",
-        *(f"add rule {_NAT} postrouting {rule}" for rule in _NAT_RULES),
-    )
-)
-_SPOOF_BASE = "\n".join(
-    (
-        f"add table {_SPOOF}",
-        f"add set {_SPOOF} spoof_ports {{ type ifname; }}",
-        f"add set {_SPOOF} spoof_allowed {{ type ifname . ether_addr; }}",
-        f"add chain {_SPOOF} prerouting {{ type filter hook prerouting priority -300; policy accept; }}",
-        f"flush chain {_SPOOF} prerouting",
-        *(f"add rule {_SPOOF} prerouting {rule}" for rule in _SPOOF_RULES),
-    )
-)
-# Each table's sets, with the position of the link name in their elements.
-_SETS: dict[str, dict[str, int | None]] = {
-    _NAT: {"masquerade4": None, "masquerade6": None, "local4": 1, "local6": 1},
-    _SPOOF: {"spoof_ports": 0, "spoof_allowed": 0},
-}
-_RULES = {_NAT: ("postrouting", _NAT_RULES), _SPOOF: ("prerouting", _SPOOF_RULES)}
+from cni_bridge.firewall.nftables_layout import INET, TABLES, render_base, rule_comment
+from cni_bridge.policy import Policy, Publication
+from cni_bridge.tag import key_of_tag, network_tag, owner_key
+from ipam.api import Address, Owner
 
 
 class NftablesFirewall:
@@ -74,55 +36,64 @@ class NftablesFirewall:
 
     def apply(self, policy: Policy) -> None:
         """See `Firewall.apply`."""
-        tag = owner_tag(policy.owner)
         self._evict_former_owners(policy)
-        commands = [*_base(policy)]
-        for container, element in _elements(policy):
-            # Added, deleted and added again in one transaction: it is there afterwards with this owner's comment,
-            # whether it was absent, present, or left there by another owner.
-            commands += [
-                f"add element {container} {{ {element} }}",
-                f"delete element {container} {{ {element} }}",
-                f'add element {container} {{ {element} comment "{tag}" }}',
-            ]
+        owned, (wanted, unwanted) = owned_elements(policy), _of_link(policy)
+        tables = dict.fromkeys(each.table for each in (*owned, *wanted))
+        commands = [render_base(TABLES[name]) for name in tables]
+        for each in (*owned, *wanted):
+            commands += [each.add()] if each.exclusive else each.replace()
+        for each in unwanted:
+            commands += list(each.replace())[:2]  # added and deleted: gone, whether it was there or not
         self._run("\n".join(commands), f"apply the rules of {policy.owner}")
 
     def remove(self, policy: Policy) -> None:
         """See `Firewall.remove`."""
         own = owner_key(policy.owner)
-        commands = [
-            f"delete element {container} {{ {element} }}"
-            for container, element in _elements(policy)
-            if key_of_tag(self._comment(container, element)) == own  # it may be another owner's by now
-        ]
+        # It may be another owner's by now.
+        commands = [each.delete() for each in owned_elements(policy) if key_of_tag(self._comment(each)) == own]
         if commands:
             self._run("\n".join(commands), f"remove the rules of {policy.owner}")
 
     def missing(self, policy: Policy) -> list[str]:
         """See `Firewall.missing`."""
-        found = []
-        for table, (chain, rules) in _RULES.items():
-            if not any(container.startswith(table) for container, _ in _elements(policy)):
-                continue
-            present = {each["rule"].get("comment") for each in self._list(f"chain {table} {chain}") if "rule" in each}
-            comments = [rule.rpartition('comment "')[2].rstrip('"') for rule in rules]
-            found += [f'nftables rule "{each}" of table {table}' for each in comments if each not in present]
-        own = owner_key(policy.owner)
-        return found + [
-            f"nftables element {element} of set {container}"
-            for container, element in _elements(policy)
-            if key_of_tag(self._comment(container, element)) != own
+        owned, (wanted, unwanted) = owned_elements(policy), _of_link(policy)
+        found = [
+            words for name in dict.fromkeys(each.table for each in (*owned, *wanted)) for words in self._base(name)
         ]
+        own, network = owner_key(policy.owner), network_tag(policy.owner.network)
+        differing = [each for each in owned if key_of_tag(self._comment(each)) != own]
+        differing += [each for each in wanted if not self._comment(each)]
+        found += [f"nftables element {each.key} of {each.container}" for each in differing]
+        surplus = [each for each in unwanted if key_of_tag(self._comment(each)) == network]
+        return found + [
+            f"nftables element {each.key} of {each.container} is there and should not be" for each in surplus
+        ]
+
+    def claimed(self, publications: Iterable[Publication], owner: Owner) -> dict[Publication, str]:
+        """See `Firewall.claimed`."""
+        own = owner_key(owner)
+        found = (
+            (each, next((tag for tag in self._holders(each) if key_of_tag(tag) != own), "")) for each in publications
+        )
+        return {each: tag for each, tag in found if tag}
 
     def collect(self, network: str, keep: frozenset[Owner]) -> None:
         """See `Firewall.collect`."""
         prefix, kept = network_tag(network), {owner_key(each) for each in keep}
-        self._sweep(lambda key: key.startswith(prefix) and key not in kept)
+        kept.add(prefix)  # what holds for the network's link: see `forget_link`
+        self._sweep(lambda each: key_of_tag(each.comment).startswith(prefix) and key_of_tag(each.comment) not in kept)
 
     def forget(self, owner: Owner) -> None:
         """See `Firewall.forget`."""
-        own = owner_key(owner)
-        self._sweep(lambda key: key == own)
+        self.evict(owner_key(owner))
+
+    def forget_link(self, network: str) -> None:
+        """See `Firewall.forget_link`."""
+        self.evict(network_tag(network))
+
+    def evict(self, key: str) -> None:
+        """See `Firewall.evict`."""
+        self._sweep(lambda each: key_of_tag(each.comment) == key)
 
     def unusable(self) -> str:
         """See `Firewall.unusable`."""
@@ -132,42 +103,83 @@ class NftablesFirewall:
             return str(error)
         return ""
 
-    def _sweep(self, stale: Callable[[str], bool]) -> None:
-        """Remove the elements by whose owner's key they are stale; where nftables does not work there are none."""
+    def _base(self, table: str) -> Iterator[str]:
+        """The rules of the base that are missing, in words."""
+        for chain in TABLES[table].chains:
+            listing = self._list(f"chain {table} {chain.name}") if chain.rules else []
+            present = {each["rule"].get("comment") for each in listing if "rule" in each}
+            for comment in map(rule_comment, chain.rules):
+                if comment not in present:
+                    yield f'nftables rule "{comment}" of chain {chain.name} in table {table}'
+
+    def _sweep(self, stale: Callable[[Element], bool]) -> None:
+        """Remove the elements that are stale; where nftables does not work there are none."""
         if self.unusable():
             return
-        for table, names in _SETS.items():
-            for name, link_position in names.items():
-                elements = [
-                    element
-                    for element, comment in _listed(self._list(f"set {table} {name}"), link_position)
-                    if stale(key_of_tag(comment))
-                ]
-                if elements:
-                    self._run(f"delete element {table} {name} {{ {', '.join(elements)} }}", "remove stale rules")
+        for table in TABLES.values():
+            commands = [
+                each.delete()
+                for name, declaration in table.sets.items()
+                for each in self._listed(table.name, name, declaration)
+                if stale(each)
+            ]
+            if commands:
+                self._run("\n".join(commands), "remove stale rules")
 
     def _evict_former_owners(self, policy: Policy) -> None:
-        """Remove what another owner left for an address of this policy: it may name other links than this one's."""
-        for each in policy.masquerade:
-            family = each.address.version
-            former = key_of_tag(self._comment(f"{_NAT} masquerade{family}", str(each.address)))
-            if former and former != owner_key(policy.owner):
-                stale = [
-                    element
-                    for element, comment in _listed(self._list(f"set {_NAT} local{family}"), 1)
-                    if key_of_tag(comment) == former and element.startswith(f"{each.address} ")
-                ]
-                if stale:
-                    self._run(f"delete element {_NAT} local{family} {{ {', '.join(stale)} }}", f"evict {former}")
+        """Remove what another owner left for an address of this policy: nobody else has it now."""
+        for address in _addresses(policy):
+            for name in ("masquerade", "shielded"):
+                element = Element(table=INET, set_name=f"{name}{address.version}", key=str(address), comment="")
+                former = key_of_tag(self._comment(element))
+                if former and former != owner_key(policy.owner):
+                    self._sweep(partial(_is_about, former, address))
 
-    def _comment(self, container: str, element: str) -> str:
+    def _holders(self, publication: Publication) -> Iterator[str]:
+        """The tags of who has a port of the publication.
+
+        What is published at every address has it at each, and the other way round.
+        """
+        for element in publishing_elements(publication, ""):
+            if comment := self._comment(element):
+                yield comment
+        for other in self._overlapping(publication, publication.address.version):
+            yield other.comment
+
+    def _overlapping(self, publication: Publication, family: int) -> Iterator[Element]:
+        """The elements of other maps than its own that lead one of the publication's ports somewhere."""
+        listed_maps = {f"publish{run}{at}{family}" for run in ("", "_run") for at in ("", "_at")}
+        if not is_run(publication):
+            # By the key where it is known; only what is published at one address each has keys that are not.
+            listed_maps = (
+                set() if publication.host_ip is not None else {f"publish_at{family}", f"publish_run_at{family}"}
+            )
+            for port in range(publication.host_port, publication.host_port + publication.count):
+                key = f"{publication.protocol} . {port}"
+                looks = [(f"publish_run{family}", key)]
+                if publication.host_ip is not None:
+                    looks += [(f"publish{family}", key), (f"publish_run_at{family}", f"{publication.host_ip} . {key}")]
+                for name, look in looks:
+                    element = Element(table=INET, set_name=name, key=look, comment="")
+                    if comment := self._comment(element):
+                        yield replace(element, comment=comment)
+        for name in sorted(listed_maps):
+            for each in self._listed(INET, name, "map"):
+                if _meets(each.key, publication):
+                    yield each
+
+    def _listed(self, table: str, name: str, declaration: str) -> Iterator[Element]:
+        return listed(table, name, self._list(f"{declaration.split()[0]} {table} {name}"))
+
+    def _comment(self, element: Element) -> str:
         """The comment of an element, found by its key; empty if it is not there."""
         try:
-            printed = self._connect().run(f"get element {container} {{ {element} }}")  # as text: it ignores JSON
+            # As text: it ignores JSON.
+            printed = self._connect().run(f"get element {element.container} {{ {element.key} }}")
         except NftError as error:
             if error.missing:
                 return ""
-            raise FirewallFailed(f"nftables: cannot read set {container}: {error}") from None
+            raise FirewallFailed(f"nftables: cannot read set {element.container}: {error}") from None
         found = re.search(r'comment "([^"]*)"', printed)
         return found[1] if found is not None else ""
 
@@ -197,31 +209,27 @@ class NftablesFirewall:
         return self._nft
 
 
-def _base(policy: Policy) -> Iterator[str]:
-    if policy.masquerade:
-        yield _NAT_BASE
-    if policy.spoof_check is not None:
-        yield _SPOOF_BASE
+def _of_link(policy: Policy) -> tuple[tuple[Element, ...], tuple[Element, ...]]:
+    return link_elements(policy.owner.network, policy.link) if policy.link is not None else ((), ())
 
 
-def _elements(policy: Policy) -> Iterator[tuple[str, str]]:
-    """Every element of the policy, with the set that it belongs to."""
-    for each in policy.masquerade:
-        family = each.address.version
-        yield f"{_NAT} masquerade{family}", str(each.address)
-        for link in each.local_links:
-            yield f"{_NAT} local{family}", f'{each.address} . "{link}"'
-    if policy.spoof_check is not None:
-        yield f"{_SPOOF} spoof_ports", f'"{policy.spoof_check.port}"'
-        yield f"{_SPOOF} spoof_allowed", f'"{policy.spoof_check.port}" . {policy.spoof_check.mac}'
+def _addresses(policy: Policy) -> set[Address]:
+    return {each.address for each in policy.masquerade} | {each.address for each in policy.shields}
 
 
-def _listed(objects: list[dict[str, Any]], link_position: int | None) -> Iterator[tuple[str, str]]:
-    """The elements of a listed set as nftables text, with their comments."""
-    for each in objects:
-        for wrapped in each.get("set", {}).get("elem", ()):
-            element = wrapped.get("elem", {}) if isinstance(wrapped, dict) else {}  # one without a comment is not ours
-            value = element.get("val")
-            parts = value["concat"] if isinstance(value, dict) else [value]
-            text = (f'"{part}"' if position == link_position else str(part) for position, part in enumerate(parts))
-            yield " . ".join(text), str(element.get("comment", ""))
+def _is_about(key: str, address: Address, element: Element) -> bool:
+    """Whether the element is of the owner with that key and for the address."""
+    parts = {element.key.partition(" ")[0], element.data.partition(" ")[0]}
+    return key_of_tag(element.comment) == key and str(address) in parts
+
+
+def _meets(key: str, publication: Publication) -> bool:
+    """Whether the key of a publishing map is for one of the publication's ports."""
+    *host_ip, protocol, ports = key.split(" . ")
+    if protocol != publication.protocol or (
+        host_ip and publication.host_ip is not None and host_ip[0] != str(publication.host_ip)
+    ):
+        return False
+    first, _, last = ports.partition("-")
+    end = publication.host_port + publication.count
+    return int(first) < end and publication.host_port <= int(last or first)

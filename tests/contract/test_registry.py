@@ -7,16 +7,19 @@ import socket
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
 
-from ipam.api import RangeSet, Reservation, ReservedFor
+from ipam.api import Address, AnySubnet, RangeSet, Reservation, ReservedFor
+from ipam.blobs import number_blob, to_number
 from ipam.client import Client
-from ipam.errors import AddressNotOffered, AddressTaken, IpamError, NotFound, PoolConflict
+from ipam.errors import AddressNotOffered, AddressTaken, IpamError, NotFound, PoolConflict, RequestRefused
 from ipam.metrics import Metrics
-from ipam.registry import Event, Happened, Moved, Origin, Place, State, Turn, Weight
+from ipam.ranges import build_range
+from ipam.registry import PAGE, Event, Happened, Moved, Origin, Place, State, Turn, Weight
 from ipam.remote import RemoteRegistry
 from ipam.server import Server
 from tests.support.calls import owner, range_sets
@@ -111,6 +114,56 @@ def test_pools_and_how_full_they_are(node: Node) -> None:
     assert node.pools("net2") == []
     node.clock.seconds += 60
     assert node.pools("net1")[0].free == 2
+
+
+def within(first: int, last: int) -> RangeSet:
+    """A range of 10.88.0.0/24."""
+    ends = {"start": ip_address(f"10.88.0.{first}"), "end": ip_address(f"10.88.0.{last}")}
+    return RangeSet(ranges=(build_range(ip_network("10.88.0.0/24"), **ends),))
+
+
+TURNS = {
+    "in order of address": (DUAL_STACK, [(0, "10.88.0.2")], [(1, "fd00:88::2")]),
+    "in another order": (DUAL_STACK[::-1], [(1, "10.88.0.2")], [(0, "fd00:88::2")]),
+    "a higher subnet before a lower": (
+        range_sets(["10.89.0.0/29"], ["10.88.0.0/29"]),
+        [(1, "10.88.0.2")],
+        [(0, "10.89.0.2")],
+    ),
+    "two sets in a subnet": ((within(10, 19), within(30, 39)), [(0, "10.88.0.10"), (1, "10.88.0.30")]),
+    "two sets in a subnet, the higher before": (
+        (within(30, 39), within(10, 19)),
+        [(0, "10.88.0.30"), (1, "10.88.0.10")],
+    ),
+    "a set of two subnets": (range_sets(["10.89.0.0/29", "10.88.0.0/29"]), [], [(0, "10.89.0.2")]),
+    "passed by the runtime": (
+        (replace(POOL[0], runtime=True), *range_sets(["10.89.0.0/29"])),
+        [(None, "10.88.0.2")],
+        [(0, "10.89.0.2")],
+    ),
+    "left open": ((RangeSet(any_subnet=AnySubnet(family=4)), *POOL), [(1, "10.88.0.2")], [(0, "10.168.0.2")]),
+}
+
+
+@pytest.mark.parametrize(("sets", "turns"), [(sets, turns) for sets, *turns in TURNS.values()], ids=TURNS.keys())
+def test_turns_are_told_where_the_sets_begin_by_their_positions(
+    node: Node, sets: tuple[RangeSet, ...], turns: list[list[tuple[int | None, str]]]
+) -> None:
+    node.add("a", sets=sets)
+    told = [sorted(((each.position, str(each.last)) for each in use.turns), key=str) for use in node.pools()]
+    assert told == turns
+
+
+def test_a_set_that_has_given_no_address_in_turn_has_no_turn(node: Node) -> None:
+    node.status(sets=DUAL_STACK)
+    node.add("a", "10.88.0.5", sets=DUAL_STACK)
+    assert [each.turns for each in node.pools()] == [(), (Turn(position=1, last=ip_address("fd00:88::2")),)]
+
+
+def test_a_set_that_is_no_longer_configured_has_no_position(node: Node) -> None:
+    node.add("a", sets=(within(10, 19), within(30, 39)))
+    node.add("b", sets=(within(30, 39),))
+    assert [each.turns for each in node.pools()] == [(Turn(position=0, last=ip_address("10.88.0.31")),)]
 
 
 def test_entries_tell_all_of_an_address(node: Node) -> None:
@@ -297,6 +350,42 @@ def test_adopting_is_all_or_nothing(node: Node) -> None:
 
 
 @pytest.mark.parametrize(
+    ("moved", "words"),
+    [
+        (
+            [("a", "net1", "10.88.0.2"), ("b", "net2", "10.88.0.3")],
+            '10.88.0.3 of net2/b/eth0 cannot be adopted by network "net1"',
+        ),
+        (
+            [("a", "net1", "10.88.0.2"), ("b", "net1", "10.88.0.3"), ("c", "net1", "10.88.0.2")],
+            "10.88.0.2 is to be adopted for net1/a/eth0 and for net1/c/eth0",
+        ),
+    ],
+    ids=["of another network", "for two owners"],
+)
+@pytest.mark.parametrize("known", [False, True], ids=["a new network", "a known network"])
+def test_leases_that_contradict_themselves_are_not_adopted(
+    node: Node, known: bool, moved: list[tuple[str, str, str]], words: str
+) -> None:
+    if known:
+        node.add("x", "10.88.0.6", sets=POOL)
+    before = node.dump()
+    leases = tuple(Moved(owner=owner(name, network), address=ip_address(address)) for name, network, address in moved)
+    sets = range_sets(["10.88.0.0/28"])
+    said = refused(
+        RequestRefused,
+        lambda: node.run(node.registry.adopt(wanted("", sets=sets), leases, (ip_address("10.88.0.5"),))),
+    )
+    assert said == words
+    assert node.dump() == before
+
+
+def test_a_lease_may_be_named_twice(node: Node) -> None:
+    adopt(node, "a 10.88.0.2", "a 10.88.0.2")
+    assert node.holders() == {"10.88.0.2": "a"}
+
+
+@pytest.mark.parametrize(
     ("damage", "named"),
     [
         ("DELETE FROM taken", "10.88.0.2 to 10.88.0.3 is in use and not marked as taken"),
@@ -323,6 +412,124 @@ def test_verify_names_what_does_not_fit_and_mend_repairs_it(node: Node, damage: 
     assert node.findings() == []
     assert node.entries() == before
     assert node.add("c", sets=POOL) == ["10.88.0.4"]
+
+
+RUNS = ((5, 14), (16, PAGE + 99), (PAGE + 101, PAGE + 110))  # first and last address, as numbers in the subnet
+BOUNDARY = PAGE + 5  # in the second run: the last address of the first page, for one before it is free
+
+
+def at(number: int) -> Address:
+    return ip_network("10.88.0.0/20")[number]
+
+
+def blob(number: int) -> bytes:
+    return number_blob(to_number(at(number)))
+
+
+def span(first: int, last: int, fault: str) -> str:
+    return f'network "net1": {at(first)} to {at(last)} is {fault}'
+
+
+@pytest.fixture
+def full(node: Node) -> Node:
+    """A network of more than a page of addresses."""
+    numbers = [number for first, last in RUNS for number in range(first, last + 1)]
+    adopt(node, *(f"c{number} {at(number)}" for number in numbers), sets=range_sets(["10.88.0.0/20"]))
+    assert node.run(node.registry.entries(limit=PAGE))[-1].address == at(BOUNDARY)
+    return node
+
+
+def damage(node: Node, statement: str, *numbers: int) -> list[str]:
+    """What is found after the statement, whose values are the blobs of these addresses."""
+    with closing(sqlite3.connect(node.settings.database)) as connection, connection:
+        changed = connection.execute(statement, [blob(each) for each in numbers]).rowcount
+        assert changed == 1
+    return node.findings()
+
+
+REMOVE = "DELETE FROM taken WHERE first = ?"
+BEGIN = "UPDATE taken SET first = ? WHERE first = ?"
+END = "UPDATE taken SET next = ? WHERE first = ?"
+NOT_MARKED, NOT_IN_USE = "in use and not marked as taken", "marked as taken and not in use"
+
+
+def test_runs_that_span_pages_are_no_fault(full: Node) -> None:
+    assert full.findings() == []
+
+
+@pytest.mark.parametrize(
+    ("statement", "numbers", "spans"),
+    [
+        (REMOVE, [5], [span(5, 14, NOT_MARKED)]),
+        (REMOVE, [16], [span(16, BOUNDARY, NOT_MARKED), span(BOUNDARY + 1, PAGE + 99, NOT_MARKED)]),
+        (REMOVE, [PAGE + 101], [span(PAGE + 101, PAGE + 110, NOT_MARKED)]),
+        (END, [16, 5], [span(5, 14, NOT_MARKED), span(5, 15, NOT_IN_USE)]),
+        (BEGIN, [15, 16], [span(16, BOUNDARY, NOT_MARKED), span(15, BOUNDARY, NOT_IN_USE)]),
+        (END, [BOUNDARY + 1, 16], [span(BOUNDARY + 1, PAGE + 99, NOT_MARKED)]),
+        (
+            END,
+            [BOUNDARY, 16],
+            [
+                span(16, BOUNDARY, NOT_MARKED),
+                span(16, BOUNDARY - 1, NOT_IN_USE),
+                span(BOUNDARY + 1, PAGE + 99, NOT_MARKED),
+            ],
+        ),
+        (
+            END,
+            [PAGE + 101, 16],
+            [span(BOUNDARY + 1, PAGE + 99, NOT_MARKED), span(BOUNDARY + 1, PAGE + 100, NOT_IN_USE)],
+        ),
+        (
+            BEGIN,
+            [PAGE + 100, PAGE + 101],
+            [span(PAGE + 101, PAGE + 110, NOT_MARKED), span(PAGE + 100, PAGE + 110, NOT_IN_USE)],
+        ),
+        (
+            END,
+            [PAGE + 200, PAGE + 101],
+            [span(PAGE + 101, PAGE + 110, NOT_MARKED), span(PAGE + 101, PAGE + 199, NOT_IN_USE)],
+        ),
+    ],
+    ids=[
+        "missing before the boundary",
+        "missing across it",
+        "missing behind it",
+        "too long before it",
+        "beginning too early before it",
+        "ending at it",
+        "ending before it",
+        "too long behind it",
+        "beginning too early behind it",
+        "too long at the end",
+    ],
+)
+def test_verify_names_what_does_not_fit_on_each_side_of_a_page_boundary(
+    full: Node, statement: str, numbers: list[int], spans: list[str]
+) -> None:
+    found = damage(full, statement, *numbers)
+    assert sorted(each for each in found if " to " in each) == sorted(spans)
+    assert sum("which is not their sum" in each for each in found) == 1
+    full.run(full.registry.mend())
+    assert full.findings() == []
+
+
+@pytest.mark.parametrize("cut", [BOUNDARY, BOUNDARY + 1, BOUNDARY + 2])
+def test_verify_finds_a_run_that_is_in_two_parts(full: Node, cut: int) -> None:
+    """The allocator takes what follows a run for free."""
+    with closing(sqlite3.connect(full.settings.database)) as connection, connection:
+        connection.execute("INSERT INTO taken VALUES ('net1', ?, ?)", [blob(cut), blob(PAGE + 100)])
+    assert damage(full, END, cut, 16) != []
+    full.run(full.registry.mend())
+    assert full.findings() == []
+
+
+def test_a_lease_in_no_pool_is_found_on_every_page(full: Node) -> None:
+    with closing(sqlite3.connect(full.settings.database)) as connection, connection:
+        connection.execute("DELETE FROM pools")
+    found = full.findings()
+    assert len(found) == sum(last - first + 1 for first, last in RUNS) > PAGE
+    assert {each.split(" is ")[1] for each in found} == {"in no pool of its network"}
 
 
 def test_verify_names_pools_that_overlap_and_leases_without_one(node: Node) -> None:

@@ -354,7 +354,8 @@ def test_text_with_markup_is_printed_as_it_is(net: Network) -> None:
 
 
 def test_attachments_of_all_networks_or_one(node: Node, net: Network) -> None:
-    conf = bridge_conf(name=net.name, bridge=f"br{net.number}", ipam={"type": "cni-ipam", "subnet": net.subnet})
+    ranges = [[{"subnet": net.subnet}], [{"subnet": net.subnet6}]]
+    conf = bridge_conf(name=net.name, bridge=f"br{net.number}", ipam={"type": "cni-ipam", "ranges": ranges})
     name = f"att{net.number}"
     attach(node.host, conf, name, node.env)
     (shown,) = net.json("attachments", "--network", net.name)
@@ -364,7 +365,7 @@ def test_attachments_of_all_networks_or_one(node: Node, net: Network) -> None:
     )
     line_with(net.ctl("attachments"), net.name, name, f"br{net.number}", f"{net.address(2)}/29", f"/run/netns/{name}")
     assert net.json("attachments", "--network", "nothing") == []
-    for what in (net.address(2), name, net.name):
+    for what in (net.address(2), net.address6(2), f"FD00:200:{net.number}:0::2", name, net.name):
         assert [each["owner"]["container_id"] for each in net.json("show", what)["attachments"]] == [name]
         assert f"attachment: {net.name}/{name}/eth0" in net.ctl("show", what)
     assert "nothing differs" in audit(node.host, env=net.env).stdout

@@ -9,10 +9,11 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from itertools import count, cycle
 from pathlib import Path
@@ -22,7 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from cni_bridge import own_ipam
 from ipam import wire
-from ipam.api import RangeSet, Wanted
+from ipam.api import NetnsRef, RangeSet, Reservation, ReservedFor, Wanted
 from ipam.client import receive
 from ipam.host import ToldHost
 from ipam.local import LocalIpam
@@ -260,6 +261,23 @@ def test_sighup_takes_new_settings(host: Host) -> None:
     assert [each["error"]["kind"] for each in said if "error" in each][:1] == ["StoreBusy"]
 
 
+def test_sighup_shortens_the_wait_for_other_writers(host: Host) -> None:
+    configure(host, "log_level: info")  # with a timeout of 30 s
+    daemon = start_ipamd(host)
+    with connected(host) as client:
+        assert given(client.ask(allocate("a"))) == "10.88.0.2/24"
+        configure(host, "{log_level: info, request_timeout: 4}")
+        daemon.signal(signal.SIGHUP)
+        heard(daemon, "the settings were read again")
+        with locked_database(host):
+            began = time.monotonic()
+            error = client.ask(allocate("b"))["error"]
+            assert 1 < time.monotonic() - began < 4
+        assert (error["kind"], "is locked by another process" in error["message"]) == ("StoreBusy", True)
+        assert given(client.ask(allocate("b"))) == "10.88.0.3/24"
+    daemon.stop()
+
+
 def test_sighup_names_the_settings_that_need_a_restart(host: Host) -> None:
     daemon = start_ipamd(host)
     configure(host, "{state_dir: /run/other, run_dir: /run/other, ipamd: {metrics_port: 9464}}")
@@ -419,6 +437,59 @@ def test_garbage_is_answered_in_words_and_harms_nobody(host: Host, frame: bytes,
         assert answer is not None and answer["error"]["kind"] == "RequestRefused"
         assert words in answer["error"]["message"]
         assert "ok" in other.ask(allocate("a"))
+
+
+HUGE, LONE = 2**70, "\ud800"
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        wire.Allocate(
+            wanted=replace(allocate("bad").wanted, netns=NetnsRef(path="/run/netns/bad", device=4, inode=HUGE))
+        ),
+        allocate(LONE),
+        wire.Allocate(wanted=replace(allocate("bad").wanted, owner=owner("bad", LONE))),
+        wire.Release(owner=owner(LONE)),
+        wire.Reserve(
+            network="net1",
+            address=ip_address("10.88.0.9"),
+            reservation=Reservation(kind=ReservedFor.NAME, value=LONE),
+        ),
+        wire.Held(owner=owner(LONE)),
+        wire.ListEntries(network=LONE),
+        wire.History(before=HUGE),
+        wire.History(before=-HUGE),
+    ],
+    ids=[
+        "inode",
+        "container to be given an address",
+        "new network",
+        "container to be released",
+        "reservation",
+        "container that is looked up",
+        "network that is looked up",
+        "event",
+        "negative number",
+    ],
+)
+def test_a_value_that_no_database_takes_is_refused_and_harms_nobody(host: Host, request_: wire.Request) -> None:
+    daemon = start_ipamd(host)
+    with ExitStack() as held:
+        first, bad, other, later = (held.enter_context(connected(host)) for _ in range(4))
+        assert given(first.ask(allocate("a"))) == "10.88.0.2/24"
+        with locked_database(host):  # the first waits for it, and the others for one transaction behind that
+            for client, each in ((first, allocate("b")), (bad, request_), (other, allocate("c"))):
+                client.send(wire.render_request(each))
+                later.send({})  # its answer shows that the daemon has read what came before
+                assert later.receive() is not None
+        said = bad.receive()
+        assert said is not None and said["error"]["kind"] == "RequestRefused"
+        assert "does not fit into the lease database" in said["error"]["message"]
+        assert [given(each.receive() or {}) for each in (first, other)] == ["10.88.0.3/24", "10.88.0.4/24"]
+        assert given(bad.ask(allocate("d"))) == "10.88.0.5/24"
+    daemon.stop()
+    assert holders(host) == ["a", "b", "c", "d"]
 
 
 @pytest.mark.parametrize(

@@ -148,6 +148,14 @@ def test_what_former_versions_left_is_moved_too(host: Host, ours: CniDir) -> Non
     assert set(holders(host).values()) == {"b"}
 
 
+def test_an_import_shows_no_progress_where_nobody_looks(host: Host) -> None:
+    configure(host)
+    note(host, "10.201.0.3", "a\r\neth0")
+    done = ctl(host, "import", "host-local", "net1", "--yes")
+    assert done.stderr == "1 leases of network net1\n"
+    assert done.stdout == "1 leases of network net1 are imported\n"
+
+
 def test_an_import_may_be_repeated_after_the_first_of_our_answers(host: Host, ours: CniDir) -> None:
     configure(host)
     note(host, "10.201.0.3", "a")  # without the interface, which ours knows from then on
@@ -173,6 +181,8 @@ def test_an_old_lease_goes_back_as_it_came(host: Host) -> None:
     "ranges",
     [
         pytest.param([[IPV4], [IPV6]], id="in order of address"),
+        pytest.param([[IPV6], [IPV4]], id="in another order"),
+        pytest.param([[{"subnet": "10.201.9.0/29"}], [IPV4]], id="a higher subnet before a lower"),
         pytest.param([[{"subnet": "10.201.9.0/29"}, IPV4], [IPV6]], id="with a second range before"),
     ],
 )
@@ -183,6 +193,25 @@ def test_every_range_set_goes_on_behind_its_last_address(host: Host, ours: CniDi
     ask(host, "DEL", "b", ours, conf).succeeded()
     ctl(host, "export", "net1")
     assert all(each.endswith((".4", ":4")) for each in given(ask(host, "ADD", "c", conf=conf)))
+
+
+def test_where_range_sets_stand_is_written_in_the_order_of_the_configuration(host: Host, ours: CniDir) -> None:
+    high = {"subnet": "10.201.9.0/29"}
+    conf = {**CONF, "ipam": {"type": "host-local", "ranges": [[high], [IPV6], [IPV4]]}}
+    requested = {**conf, "args": {"cni": {"ips": ["fd00:201::5"]}}}
+    assert given(ask(host, "ADD", "a", ours, requested)) == ["10.201.9.2", "fd00:201::5", "10.201.0.2"]
+    ctl(host, "export", "net1")
+    last = {name: text for name, text in files(host).items() if name.startswith("last_")}
+    assert last == {"last_reserved_ip.0": "10.201.9.2", "last_reserved_ip.2": "10.201.0.2"}, "the second gave nothing"
+    assert given(ask(host, "ADD", "b", conf=conf)) == ["10.201.9.3", "fd00:201::2", "10.201.0.3"]
+    host.shell(f"rm -r {NETWORKS}/net1")
+    assert given(ask(host, "ADD", "c", ours, conf)) == ["10.201.9.3", "fd00:201::2", "10.201.0.3"]
+    ctl(host, "export", "net1")
+    assert {name: text for name, text in files(host).items() if name.startswith("last_")} == {
+        "last_reserved_ip.0": "10.201.9.3",
+        "last_reserved_ip.1": "fd00:201::2",
+        "last_reserved_ip.2": "10.201.0.3",
+    }
 
 
 def test_what_cannot_be_moved(host: Host) -> None:
@@ -224,7 +253,8 @@ def test_a_dump_is_loaded_into_an_empty_database_while_no_daemon_runs(host: Host
     for source, reason in (("newer.json", "version 7, this program knows version 1"), ("ipam.db.old", "is not JSON")):
         assert reason in ctl(host, "load", f"/run/{source}", status=1).stderr
     ctl(host, "load", "/run/nothing", status=2)
-    assert "7 addresses" in ctl(host, "load", "-", stdin=text).stdout
+    loaded = ctl(host, "load", "-", stdin=text)
+    assert ("7 addresses" in loaded.stdout, loaded.stderr) == (True, "")
     assert ctl(host, "dump").stdout == text
     assert given(ask(host, "ADD", "a", ours)) == at(2)
     assert given(ask(host, "ADD", "d", ours)) == ["10.201.0.6", "fd00:201::5"]

@@ -215,13 +215,13 @@ class Host:
         return found
 
     def nft_elements(self) -> list[str]:
-        """The elements of every set of ours, in words."""
+        """The elements of every set and map of ours, in words."""
         ruleset = json.loads(self.run("nft", "-j", "list", "ruleset").stdout)["nftables"]
         return [
-            f"{each['set']['name']} {json.dumps(element)}"
+            f"{found['name']} {json.dumps(element)}"
             for each in ruleset
-            if "set" in each and each["set"]["table"] == "cni_bridge"
-            for element in each["set"].get("elem", ())
+            if (found := each.get("set") or each.get("map")) and found["table"] == "cni_bridge"
+            for element in found.get("elem", ())
         ]
 
     def iptables_rules(self) -> list[str]:

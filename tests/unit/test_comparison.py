@@ -26,14 +26,14 @@ from tests.support.node import netns
 HERE, ELSEWHERE = netns("a", 1), netns("b", 2)
 
 
-def lease(address: str, of: Owner, at: NetnsRef | None = HERE) -> Lease:
+def lease(address: str, of: Owner, at: NetnsRef | None = HERE, boot: str = "1") -> Lease:
     since = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-    return Lease(owner=of, address=ip_interface(f"{address}/24"), gateway=None, since=since, boot_id="1", netns=at)
+    return Lease(owner=of, address=ip_interface(f"{address}/24"), gateway=None, since=since, boot_id=boot, netns=at)
 
 
-def leased(address: str, of: Owner | None = None, at: NetnsRef | None = HERE) -> Entry:
+def leased(address: str, of: Owner | None = None, at: NetnsRef | None = HERE, boot: str = "1") -> Entry:
     of = of or owner("a")
-    return Entry(network=of.network, address=ip_address(address), lease=lease(address, of, at))
+    return Entry(network=of.network, address=ip_address(address), lease=lease(address, of, at, boot))
 
 
 def reserved(address: str, network: str = "net1", kind: ReservedFor = ReservedFor.NOBODY) -> Entry:
@@ -63,8 +63,11 @@ def live(address: str, at: NetnsRef = HERE, ifname: str = "eth0") -> LiveAddress
     return LiveAddress(netns=at, ifname=ifname, mac="02:00:00:00:00:07", address=ip_interface(f"{address}/24"))
 
 
-def attached(*addresses: str, of: Owner | None = None, ipam: str = "cni-ipam") -> Attachment:
-    """What is recorded of an attachment with these addresses; with none, as before IPAM had answered."""
+def attached(*addresses: str, of: Owner | None = None, ipam: str = "cni-ipam", own: bool = True) -> Attachment:
+    """What is recorded of an attachment with these addresses; with none, as before IPAM had answered.
+
+    `own`: the plugin of that type was ours.
+    """
     of = of or owner("a")
     return plan(
         parse_netconf(request(ipam={"type": ipam})),
@@ -72,7 +75,7 @@ def attached(*addresses: str, of: Owner | None = None, ipam: str = "cni-ipam") -
         HERE,
         Allocation(leases=tuple(lease(each, of) for each in addresses)) if addresses else None,
         request="digest",
-        own_ipam=ipam == "cni-ipam",
+        own_ipam=own,
         configured_gateways=None,
         backend=Backend.NFTABLES,
         uplink_mtu=1500,
@@ -103,7 +106,19 @@ NO_DIFFERENCE = {
         "seen": [live("10.0.0.2", replace(HERE, path="/proc/7/ns/net"))],
     },
     "IPv6": {"entries": [leased("fd00::2")], "seen": [live("fd00::2")]},
-    "a lease that tells no namespace": {"entries": [leased("10.0.0.2", at=None)]},
+    "a lease of this boot that tells no namespace": {"entries": [leased("10.0.0.2", at=None)]},
+    "a lease of an earlier boot whose namespace has it": {
+        "entries": [leased("10.0.0.2", boot="0")],
+        "seen": [live("10.0.0.2")],
+    },
+    "on two links of its namespace": {
+        "entries": [leased("10.0.0.2")],
+        "seen": [live("10.0.0.2"), live("10.0.0.2", ifname="net1")],
+    },
+    "by two paths of its namespace": {
+        "entries": [leased("10.0.0.2")],
+        "seen": [live("10.0.0.2"), live("10.0.0.2", replace(HERE, path="/proc/7/ns/net"))],
+    },
     "a namespace that cannot be looked for": {
         "entries": [leased("10.0.0.2")],
         "blind": True,
@@ -134,7 +149,11 @@ NO_DIFFERENCE = {
     "an attachment without addresses": {"attachments": [attached()]},
     "an address that another IPAM plugin gave": {
         "seen": [live("10.9.0.2")],
-        "attachments": [attached("10.9.0.2", ipam="static")],
+        "attachments": [attached("10.9.0.2", ipam="static", own=False)],
+    },
+    "an address that the reference's host-local gave": {
+        "seen": [live("10.9.0.2")],
+        "attachments": [attached("10.9.0.2", ipam="host-local", own=False)],
     },
     "an attachment of which nothing is left": {"attachments": [attached("10.0.0.2")]},
 }
@@ -156,6 +175,23 @@ def test_a_lease_whose_namespace_is_gone_is_taken_back() -> None:
     assert (weight, repair) == (Weight.WARNING, TakeBack(owner=owner("a"), address=ip_address("10.0.0.2")))
     assert what == "10.0.0.2 of net1/a/eth0 is leased, and its namespace /run/netns/a is gone"
     assert str(repair) == "release 10.0.0.2 of net1/a/eth0"
+
+
+@pytest.mark.parametrize("seen", [[], [live("10.0.0.2")]], ids=["not in use", "in use"])
+def test_a_lease_of_an_earlier_boot_that_tells_no_namespace_is_taken_back(seen: list[LiveAddress]) -> None:
+    entries = [leased("10.0.0.2", at=None, boot="0"), leased("10.0.0.3", owner("b"), at=None)]
+    weight, what, repair = the_only(compared(entries, seen))
+    assert (weight, repair) == (Weight.WARNING, TakeBack(owner=owner("a"), address=ip_address("10.0.0.2")))
+    assert what == "10.0.0.2 of net1/a/eth0 was leased before this boot, which no namespace outlives"
+
+
+def test_a_leased_address_in_use_in_two_namespaces_is_named_with_both_and_left_to_people() -> None:
+    seen = [live("10.0.0.2"), live("10.0.0.3"), live("10.0.0.2", ELSEWHERE, ifname="net1")]
+    weight, what, repair = the_only(compared([leased("10.0.0.2"), leased("10.0.0.3", owner("b"))], seen))
+    assert (weight, repair) == (Weight.ERROR, None)
+    assert what == (
+        "10.0.0.2 is leased and in use on eth0 in /run/netns/a and on net1 in /run/netns/b; remove one of them"
+    )
 
 
 @pytest.mark.parametrize("elsewhere", [[], [live("10.0.0.2", ELSEWHERE)], [live("192.0.2.1")]])
@@ -181,6 +217,12 @@ def test_an_attachment_that_lost_its_lease_gets_it_again(entries: list[Entry]) -
     assert (weight, repair) == (Weight.ERROR, Adopt(owner=owner("a"), address=ip_address("fd00::2")))
     assert what == "fd00::2 is in use on eth0 in /run/netns/a and has no lease"
     assert str(repair) == "lease fd00::2 to net1/a/eth0, who has it"
+
+
+@pytest.mark.parametrize(("own", "kind"), [(True, Adopt), (False, Withhold)], ids=["ours", "the reference's"])
+def test_an_attachment_has_leases_here_if_its_host_local_is_ours(own: bool, kind: type[Repair]) -> None:
+    _, _, repair = the_only(compared([], [live("10.0.0.2")], [attached("10.0.0.2", ipam="host-local", own=own)]))
+    assert isinstance(repair, kind)
 
 
 def test_a_lost_lease_goes_to_the_network_it_was_of_where_two_share_a_subnet() -> None:

@@ -104,6 +104,11 @@ def test_messages_name_the_whole_path() -> None:
     assert refusal(inner.string, "subnet").msg == "ipam.ranges[1].subnet is 5, expected a string"
 
 
+def netmasks(address: str) -> list[str]:
+    """The address with what Python takes for a prefix length."""
+    return [f"{address}/{mask}" for mask in ("255.255.255.0", "0.0.0.255")]
+
+
 @pytest.mark.parametrize("text", ["10.0.0.256", "10.0.0.1/24", "fe80::1%eth0", "010.0.0.1", "10.0.0", "localhost", " "])
 def test_bad_addresses(text: str) -> None:
     error = refusal(read(f'{{"gw": "{text}"}}').address, "gw")
@@ -116,7 +121,9 @@ def test_good_addresses() -> None:
     assert read('{"gw": ""}').address("gw") is None
 
 
-@pytest.mark.parametrize("text", ["10.0.0.1", "10.0.0.1/33", "10.0.0.1/", "/24", "fd00::1/129", "fe80::1%eth0/64"])
+@pytest.mark.parametrize(
+    "text", ["10.0.0.1", "10.0.0.1/33", "10.0.0.1/", "/24", "fd00::1/129", "fe80::1%eth0/64", *netmasks("10.0.0.1")]
+)
 def test_bad_interfaces(text: str) -> None:
     error = refusal(parse_interface, text, "ips[0].address")
     assert error.code == Code.INVALID_CONFIG
@@ -127,7 +134,7 @@ def test_an_interface_keeps_its_host_bits() -> None:
     assert parse_interface("10.0.0.1/24", "x") == ip_interface("10.0.0.1/24")
 
 
-@pytest.mark.parametrize("text", ["", "default", "10.0.0.0/33", "10.0.0.0", "::", "fe80::%1/64"])
+@pytest.mark.parametrize("text", ["", "default", "10.0.0.0/33", "10.0.0.0", "::", "fe80::%1/64", *netmasks("10.0.0.0")])
 def test_bad_destinations(text: str) -> None:
     error = refusal(parse_destination, text, "routes[0].dst")
     assert error.code == Code.INVALID_CONFIG

@@ -12,6 +12,7 @@ from ipam.api import ANY_LINK, AnySubnet, Dns, NetnsRef, RangeSet, Route
 from tests.support.calls import OWNER, refusal, request
 
 SUBNET = {"subnet": "10.88.0.0/24"}
+MASKS = ("255.255.255.0", "0.0.0.255")  # which Python reads as prefix lengths, and the reference does not
 
 
 def parse(ipam: object, **keys: object) -> IpamConf:
@@ -132,7 +133,17 @@ def test_nothing_requested(keys: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["10.88.0", "10.88.0.256", "10.88.0.5/33", "10.88.0.5/x", "10.88.0.5/", "", "fe80::1%eth0"]
+    "text",
+    [
+        "10.88.0",
+        "10.88.0.256",
+        "10.88.0.5/33",
+        "10.88.0.5/x",
+        "10.88.0.5/",
+        "",
+        "fe80::1%eth0",
+        *(f"10.88.0.5/{mask}" for mask in MASKS),
+    ],
 )
 def test_bad_requested_addresses(text: str) -> None:
     for keys, at in (
@@ -198,6 +209,15 @@ def test_bad_requested_address_in_cni_args_is_a_bad_environment() -> None:
                 f"ipam.{key} goes with a subnet of its own, 0.0.0.0/24 is any of that size",
             )
             for key, value in {**dict.fromkeys(("rangeStart", "rangeEnd", "gateway"), "0.0.0.9"), "exclude": []}.items()
+        ),
+        *(
+            ({**SUBNET, **keys}, Code.INVALID_CONFIG, f'{at} "10.88.0.0/{mask}" is not ')
+            for mask in MASKS
+            for keys, at in (
+                ({"subnet": f"10.88.0.0/{mask}"}, "ipam: subnet"),
+                ({"exclude": [f"10.88.0.0/{mask}"]}, "ipam.exclude[0]"),
+                ({"routes": [{"dst": f"10.88.0.0/{mask}"}]}, "ipam.routes[0].dst"),
+            )
         ),
         ({**SUBNET, "allowOverlap": "yes"}, Code.DECODING_FAILURE, 'ipam.allowOverlap is "yes", expected true or'),
         ({**SUBNET, "routes": {}}, Code.DECODING_FAILURE, "ipam.routes is {}, expected a list"),

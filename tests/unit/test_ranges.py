@@ -152,6 +152,8 @@ def test_subnets(text: str) -> None:
         ("nonsense/24", "is not an IPv4 or IPv6 subnet"),
         ("fd00::/129", "is not an IPv4 or IPv6 subnet"),
         ("10.88.0.0/24/8", "is not an IPv4 or IPv6 subnet"),
+        ("10.88.0.0/255.255.255.0", "is not an IPv4 or IPv6 subnet"),
+        ("10.88.0.0/0.0.0.255", "is not an IPv4 or IPv6 subnet"),
         ("10.88.3.4/16", "has host bits set. For a subnet mask of length 16 the network address is 10.88.0.0"),
         ("fd00::1/64", "has host bits set. For a subnet mask of length 64 the network address is fd00::"),
         ("fe80::%eth0/64", "fe80::%eth0/64"),

@@ -224,6 +224,7 @@ def test_netns_override(value: str, own: bool) -> None:
         ("IgnoreUnknown=1;K8S_POD_NAME=web-0", {"IgnoreUnknown": "1", "K8S_POD_NAME": "web-0"}),
         ("K8S_POD_NAME=web-0;IgnoreUnknown=TRUE", {"IgnoreUnknown": "TRUE", "K8S_POD_NAME": "web-0"}),
         ("IgnoreUnknown=true;mac=a", {"IgnoreUnknown": "true", "mac": "a"}),
+        *((f"IgnoreUnknown={said};IP=10.0.0.5", {"IgnoreUnknown": said, "IP": "10.0.0.5"}) for said in ("0", "False")),
     ],
 )
 def test_args(text: str, pairs: dict[str, str]) -> None:
@@ -243,6 +244,11 @@ def test_args(text: str, pairs: dict[str, str]) -> None:
         ("A=1;IgnoreUnknown=False", 'CNI_ARGS: unknown args ["A=1"]'),
         ("A=1;ignoreunknown=1", 'CNI_ARGS: unknown args ["A=1", "ignoreunknown=1"]'),
         ("IgnoreUnknown=1;A", 'CNI_ARGS: invalid pair "A"'),
+        *(
+            (text.format(said), f'CNI_ARGS: IgnoreUnknown "{said}" is not true or false')
+            for said in ("maybe", "", "yes", "2")
+            for text in ("IgnoreUnknown={}", "IP=10.0.0.5;IgnoreUnknown={}", "IgnoreUnknown={};A=1")
+        ),
     ],
 )
 def test_bad_args_are_refused(text: str, msg: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from ipaddress import ip_network
 from pathlib import Path
@@ -151,6 +152,8 @@ def test_a_relative_directory_in_the_environment_is_refused(file: Path, name: st
         ("default_pools: [{base: 10, size: 24}]", "default_pools[0].base is 10, expected a subnet in CIDR notation"),
         ("default_pools: [{base: nonsense, size: 24}]", "default_pools[0].base is no subnet: "),
         ("default_pools: [{base: 10.0.0.1/8, size: 24}]", "default_pools[0].base is no subnet: "),
+        ("default_pools: [{base: 10.0.0.0/255.0.0.0, size: 24}]", "default_pools[0].base is no subnet: "),
+        ("default_pools: [{base: 10.0.0.0/0.255.255.255, size: 24}]", "default_pools[0].base is no subnet: "),
         ("default_pools: [{base: 10.0.0.0/8, size: 7}]", "default_pools[0].size 7 is not between 8 and 30"),
         ("default_pools: [{base: 10.0.0.0/8, size: 31}]", "default_pools[0].size 31 is not between 8 and 30"),
         ("default_pools: [{base: 'fd00::/48', size: 127}]", "default_pools[0].size 127 is not between 48 and 126"),
@@ -187,6 +190,15 @@ def test_what_is_not_yaml_names_the_file(file: Path, content: bytes) -> None:
 def test_a_directory_is_no_settings_file(tmp_path: Path) -> None:
     with pytest.raises(BadSettings, match="cannot be read"):
         load({"CNI_BRIDGE_CONFIG": str(tmp_path)})
+
+
+def test_a_directory_that_may_not_be_entered_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "exists", refuse)
+    with pytest.raises(BadSettings, match=r"^/closed/config.yaml cannot be read: Permission denied$"):
+        load({"CNI_BRIDGE_CONFIG": "/closed/config.yaml"})
 
 
 def test_the_machines_own_environment_is_not_read(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

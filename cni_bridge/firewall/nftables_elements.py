@@ -1,0 +1,193 @@
+"""The elements of sets and maps that stand for a policy, as nftables text, and back from listings. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cni_bridge.firewall.nftables_layout import BRIDGE, INET, TABLES
+from cni_bridge.policy import LinkPolicy, Policy, Publication, Shield, SpoofCheck
+from cni_bridge.tag import network_tag, owner_tag
+from ipam.api import Address
+
+_A_RUN = 16  # ports: from here on an interval is cheaper than single elements; it keeps the port's number
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Element:
+    """An element of a set, or of a map if it has `data`.
+
+    `exclusive`: the first owner keeps it. Others are the last owner's.
+    """
+
+    table: str
+    set_name: str
+    key: str
+    comment: str
+    data: str = ""
+    exclusive: bool = False
+
+    @property
+    def container(self) -> str:
+        """Table and name of the set or map."""
+        return f"{self.table} {self.set_name}"
+
+    def add(self) -> str:
+        """The command that adds it."""
+        data = f" : {self.data}" if self.data else ""
+        return f'add element {self.container} {{ {self.key} comment "{self.comment}"{data} }}'
+
+    def delete(self) -> str:
+        """The command that deletes it, which has to be there."""
+        return f"delete element {self.container} {{ {self.key} }}"
+
+    def replace(self) -> Iterator[str]:
+        """The commands after which it is there with this comment: it may be absent, present, or another owner's."""
+        data = f" : {self.data}" if self.data else ""
+        yield f"add element {self.container} {{ {self.key}{data} }}"
+        yield self.delete()
+        yield self.add()
+
+
+def owned_elements(policy: Policy) -> tuple[Element, ...]:
+    """Every element that belongs to the policy's owner."""
+    tag = owner_tag(policy.owner)
+    return tuple(dict.fromkeys(_owned(policy, tag)))
+
+
+def _owned(policy: Policy, tag: str) -> Iterator[Element]:
+    for each in policy.masquerade:
+        family = each.address.version
+        yield Element(table=INET, set_name=f"masquerade{family}", key=str(each.address), comment=tag)
+        for link in each.local_links:
+            yield Element(table=INET, set_name=f"local{family}", key=f'{each.address} . "{link}"', comment=tag)
+    if policy.spoof_check is not None:
+        yield from _spoof_check(policy.spoof_check, tag)
+    for publication in policy.publications:
+        yield from _publication(publication, tag)
+    for shield in policy.shields:
+        yield from _shield(shield, tag)
+
+
+def _spoof_check(check: SpoofCheck, tag: str) -> Iterator[Element]:
+    port = f'"{check.port}"'
+    if check.mac:
+        yield Element(table=BRIDGE, set_name="mac_checked", key=port, comment=tag)
+        yield Element(table=BRIDGE, set_name="mac_allowed", key=f"{port} . {check.mac}", comment=tag)
+    if check.addresses is not None:
+        yield Element(table=BRIDGE, set_name="ip_checked", key=port, comment=tag)
+        for address in check.addresses:
+            name = f"ip{address.version}_allowed"
+            yield Element(table=BRIDGE, set_name=name, key=f"{port} . {address}", comment=tag)
+
+
+def is_run(publication: Publication) -> bool:
+    """Whether the publication is one element of an interval map."""
+    return publication.count >= _A_RUN and publication.host_port == publication.container_port
+
+
+def publishing_elements(publication: Publication, tag: str) -> Iterator[Element]:
+    """The elements that lead host ports to the container: one for each port, or one for a run."""
+    family, protocol, address = publication.address.version, publication.protocol, publication.address
+    at = "_at" if publication.host_ip is not None else ""
+    where = f"{publication.host_ip} . {protocol}" if publication.host_ip is not None else str(protocol)
+    if is_run(publication):
+        ports = _ports(publication.host_port, publication.count)
+        yield Element(
+            table=INET,
+            set_name=f"publish_run{at}{family}",
+            key=f"{where} . {ports}",
+            data=str(address),
+            comment=tag,
+            exclusive=True,
+        )
+        return
+    for offset in range(publication.count):
+        yield Element(
+            table=INET,
+            set_name=f"publish{at}{family}",
+            key=f"{where} . {publication.host_port + offset}",
+            data=f"{address} . {publication.container_port + offset}",
+            comment=tag,
+            exclusive=True,
+        )
+
+
+def _publication(publication: Publication, tag: str) -> Iterator[Element]:
+    yield from publishing_elements(publication, tag)
+    if publication.snat:
+        address = publication.address
+        yield Element(table=INET, set_name=f"self{address.version}", key=f"{address} . {address}", comment=tag)
+    names = [name for name, wanted in (("snat", publication.snat), ("snat_all", publication.masquerade_all)) if wanted]
+    for name in names:
+        yield from _of_ports(
+            name, publication.address, publication.protocol, publication.container_port, publication.count, tag
+        )
+
+
+def _shield(shield: Shield, tag: str) -> Iterator[Element]:
+    family = shield.address.version
+    yield Element(table=INET, set_name=f"shielded{family}", key=str(shield.address), comment=tag)
+    if shield.routed:
+        yield Element(table=INET, set_name=f"routed{family}", key=str(shield.address), comment=tag)
+        for each in shield.opened:
+            yield from _of_ports("opened", shield.address, each.protocol, each.port, each.count, tag)
+
+
+def _of_ports(name: str, address: Address, protocol: str, port: int, count: int, tag: str) -> Iterator[Element]:
+    """Elements for ports of an address: one for each, or one for a run in the set of runs."""
+    if count >= _A_RUN:
+        key = f"{address} . {protocol} . {_ports(port, count)}"
+        yield Element(table=INET, set_name=f"{name}_run{address.version}", key=key, comment=tag)
+        return
+    for each in range(port, port + count):
+        key = f"{address} . {protocol} . {each}"
+        yield Element(table=INET, set_name=f"{name}{address.version}", key=key, comment=tag)
+
+
+def _ports(first: int, count: int) -> str:
+    return f"{first}-{first + count - 1}"
+
+
+def link_elements(network: str, policy: LinkPolicy) -> tuple[tuple[Element, ...], tuple[Element, ...]]:
+    """The elements of the network's link: those that are to be there, and those that are not."""
+    tag, link = f"{network_tag(network)} {network}"[:127], f'"{policy.link}"'
+
+    def element(set_name: str, key: str) -> Element:
+        return Element(table=INET, set_name=set_name, key=key, comment=tag)
+
+    itself = f"{link} . {link}"
+    choices = {
+        element("networks", link): True,
+        element("same", itself): True,
+        element("isolated", link): policy.isolated,
+        element("internal", link): policy.internal,
+        element("no_icc", itself): not policy.icc,
+        **{element("trusted", f'"{each}" . {link}'): True for each in policy.trusted},
+    }
+    wanted = tuple(each for each, there in choices.items() if there)
+    return wanted, tuple(each for each, there in choices.items() if not there)
+
+
+def listed(table: str, set_name: str, objects: list[dict[str, Any]]) -> Iterator[Element]:
+    """The elements in a listing of the set or map; those without a comment are not ours."""
+    links = [each == "ifname" for each in TABLES[table].sets[set_name].partition("type ")[2].split() if each != "."]
+    for each in objects:
+        for wrapped in (each.get("set") or each.get("map") or {}).get("elem", ()):
+            inner = wrapped[0] if isinstance(wrapped, list) else wrapped
+            element = inner.get("elem", {}) if isinstance(inner, dict) else {}
+            if "comment" in element:
+                data = _text(wrapped[1], []) if isinstance(wrapped, list) else ""
+                key = _text(element["val"], links)
+                yield Element(table=table, set_name=set_name, key=key, comment=element["comment"], data=data)
+
+
+def _text(value: Any, links: list[bool]) -> str:
+    """The value as nftables text; link names are quoted."""
+    parts = value["concat"] if isinstance(value, Mapping) and "concat" in value else [value]
+    links = links + [False] * len(parts)
+    return " . ".join(
+        f'"{part}"' if link else "-".join(map(str, part["range"])) if isinstance(part, Mapping) else str(part)
+        for part, link in zip(parts, links, strict=False)
+    )
