@@ -6,7 +6,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 from cni_bridge.cni.ipamconf import parse_ipam
-from cni_bridge.cni.netconf import parse_mac, parse_valid_attachments
+from cni_bridge.cni.mac import parse_mac
+from cni_bridge.cni.netconf import parse_valid_attachments
 from cni_bridge.cni.request import Command, Request
 from cni_bridge.cni.result import IpEntry, Result, parse_previous, require_renderable
 from cni_bridge.resolvconf import read_resolv_conf

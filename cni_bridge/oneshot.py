@@ -7,8 +7,10 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from importlib.metadata import version as distribution_version
+from pathlib import Path
 from typing import Any
 
 from cni_bridge.cni.errors import CniError, Code, as_cni_error, as_unavailable
@@ -32,13 +34,19 @@ Serve = Callable[[Settings, Request], Awaitable[Result | None]]
 
 
 def bridge_main() -> int:
-    """The executable `cni-bridge`."""
-    return run("cni-bridge", _serve_bridge)
+    """The executable `cni-bridge`, and every plugin that it stands in for by its file's name."""
+    return run_as(Path(sys.argv[0]).name, "cni-bridge")
 
 
 def ipam_main() -> int:
-    """The executable `cni-ipam`."""
-    return run("cni-ipam", _serve_ipam)
+    """The executable `cni-ipam`, and every plugin that it stands in for by its file's name."""
+    return run_as(Path(sys.argv[0]).name, "cni-ipam")
+
+
+def run_as(called: str, otherwise: str) -> int:
+    """Serve as the plugin of that name, or, for a name that is none, as the other one."""
+    name = called if called in SERVED else otherwise
+    return run(name, SERVED[name])
 
 
 def run(name: str, serve: Serve) -> int:
@@ -96,6 +104,30 @@ async def _serve_ipam(settings: Settings, request: Request) -> Result | None:
 
     async with own_ipam.opened(settings, KernelHost()) as ipam:
         return await ipam_plugin.OPERATIONS[request.command](ipam, request)
+
+
+async def _serve_static(settings: Settings, request: Request) -> Result | None:
+    from cni_bridge import static_ipam
+
+    return await static_ipam.serve(request)
+
+
+async def _serve_chained(name: str, settings: Settings, request: Request) -> Result | None:
+    from cni_bridge import wiring
+
+    with wiring.runtime(settings) as rt:
+        return await wiring.chained_operations(name)[request.command](rt, request)
+
+
+# The plugins by the names of their executables; the reference's names are there so that chains run unchanged.
+SERVED: Mapping[str, Serve] = {
+    "cni-bridge": _serve_bridge,
+    "bridge": _serve_bridge,
+    "cni-ipam": _serve_ipam,
+    "host-local": _serve_ipam,
+    "static": _serve_static,
+    **{name: partial(_serve_chained, name) for name in ("portmap", "firewall", "bandwidth", "tuning", "loopback")},
+}
 
 
 def _read_stdin() -> bytes:

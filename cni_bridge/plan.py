@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from ipaddress import ip_network
 
 from cni_bridge.cni.errors import InvalidConfig
 from cni_bridge.cni.netconf import Backend, GatewayMode, NetConf
+from cni_bridge.cni.ports import PortMapping
 from cni_bridge.cni.result import InterfaceEntry, IpEntry, Result
+from cni_bridge.cni.shaping import Shaping
+from cni_bridge.cni.tuning import Tuning
 from cni_bridge.policy import LinkPolicy, Masquerade, OpenPorts, Policy, Publication, Shield, SpoofCheck
 from cni_bridge.tag import container_mac, host_ifname, host_mac, owner_tag
 from ipam.api import Address, Allocation, Interface, NetnsRef, Network, Owner, Route
@@ -97,24 +100,11 @@ class Attachment:
     port: PortSpec
     container: ContainerSpec
     gateway: GatewaySpec | None
+    shaping: Shaping
+    tuning: Tuning
     policies: tuple[Policy, ...]
     waiting: tuple[Publication, ...] = ()
     changed: tuple[str, ...] = ()
-
-    @property
-    def publications(self) -> tuple[Publication, ...]:
-        """The ports that are published for this attachment."""
-        return tuple(each for policy in self.policies for each in policy.publications)
-
-    def publishing(self, served: Collection[Publication], waiting: tuple[Publication, ...]) -> Attachment:
-        """This attachment with those publications, and those that wait."""
-        policies = tuple(
-            replace(each, publications=tuple(served))
-            if each.backend == Backend.NFTABLES and not each.masquerade
-            else each
-            for each in self.policies
-        )
-        return replace(self, policies=policies, waiting=waiting)
 
 
 def plan(
@@ -179,6 +169,8 @@ def plan(
         )
         if gateways
         else None,
+        shaping=conf.shaping,
+        tuning=conf.tuning,
         policies=tuple(_policies(conf, owner, allocation, backend, gateway_link)),
     )
 
@@ -290,14 +282,15 @@ def _policies(
     if conf.ip_masq and addresses:
         links = tuple(dict.fromkeys((conf.bridge, gateway_link)))
         yield _masquerade(owner, addresses, links, conf.ip_masq_backend or backend)
+    publications = tuple(plan_publications(conf.ports, addresses, snat=conf.snat, masquerade_all=conf.masquerade_all))
     policy = Policy(
         backend=Backend.NFTABLES,
         owner=owner,
         spoof_check=_spoof_check(conf, owner, addresses),
-        publications=tuple(_publications(conf, addresses)) if mode != GatewayMode.ROUTED else (),
+        publications=publications if mode != GatewayMode.ROUTED else (),
         shields=shields,
-        link=_link_policy(conf, gateway_link, isolated=protects if conf.isolated is None else conf.isolated)
-        if conf.is_gateway
+        link=_link_policy(conf, gateway_link, protects=protects and not conf.as_reference)
+        if conf.is_gateway or conf.ports
         else None,
     )
     if policy != Policy(backend=Backend.NFTABLES, owner=owner):
@@ -316,10 +309,12 @@ def _spoof_check(conf: NetConf, owner: Owner, addresses: tuple[Address, ...]) ->
     return SpoofCheck(port=host_ifname(owner), mac=mac, addresses=addresses if conf.ip_spoof_check else None)
 
 
-def _publications(conf: NetConf, addresses: Iterable[Address]) -> Iterator[Publication]:
+def plan_publications(
+    mappings: Iterable[PortMapping], addresses: Iterable[Address], *, snat: bool, masquerade_all: bool
+) -> Iterator[Publication]:
     """Each mapping for the container's first address of each family that it is meant for."""
     first = {each.version: each for each in reversed(tuple(addresses))}
-    for mapping in conf.ports:
+    for mapping in mappings:
         families = (4, 6) if mapping.host_ip is None else (mapping.host_ip.version,)
         served = [family for family in families if family in first]
         if first and not served:  # before IPAM has answered there is none
@@ -332,8 +327,8 @@ def _publications(conf: NetConf, addresses: Iterable[Address]) -> Iterator[Publi
                 address=first[family],
                 container_port=mapping.container_port,
                 count=mapping.count,
-                snat=conf.snat,
-                masquerade_all=conf.masquerade_all,
+                snat=snat,
+                masquerade_all=masquerade_all,
             )
 
 
@@ -346,10 +341,12 @@ def _shields(conf: NetConf, mode: GatewayMode, addresses: Iterable[Address]) -> 
         yield Shield(address=address, routed=routed, opened=opened if routed else ())
 
 
-def _link_policy(conf: NetConf, link: str, *, isolated: bool) -> LinkPolicy | None:
-    """What holds for the bridge; None if that is nothing."""
-    policy = LinkPolicy(
+def _link_policy(conf: NetConf, link: str, *, protects: bool) -> LinkPolicy | None:
+    """What holds for the bridge; None if that is nothing. `protects`: it may be isolated without being asked to."""
+    isolated = protects if conf.isolated is None else conf.isolated
+    asked = isolated or conf.internal or not conf.icc or conf.trusted_interfaces or conf.ports or conf.gateway_mode
+    if not asked and not protects:
+        return None
+    return LinkPolicy(
         link=link, isolated=isolated, internal=conf.internal, icc=conf.icc, trusted=conf.trusted_interfaces
     )
-    asked = policy != LinkPolicy(link=link) or bool(conf.ports) or conf.gateway_mode is not None
-    return policy if asked else None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 from cni_bridge.cni.netconf import Backend
 from cni_bridge.cni.ports import Protocol
@@ -79,13 +80,16 @@ class LinkPolicy:
 
     `isolated`: no traffic with other networks of this host, but to published ports. `internal`: none with anything
     beyond the link. `icc`: its containers may reach each other. `trusted`: links from which a shield is open.
+    None leaves it to what others say. `shared`: other attachments have the same link, so it is the network's and not
+    one owner's.
     """
 
     link: str
-    isolated: bool = False
-    internal: bool = False
-    icc: bool = True
+    isolated: bool | None = None
+    internal: bool | None = None
+    icc: bool | None = None
     trusted: tuple[str, ...] = ()
+    shared: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,3 +103,14 @@ class Policy:
     publications: tuple[Publication, ...] = ()
     shields: tuple[Shield, ...] = ()
     link: LinkPolicy | None = None
+
+
+def publications_of(policies: Iterable[Policy]) -> tuple[Publication, ...]:
+    """The ports that the policies publish."""
+    return tuple(each for policy in policies for each in policy.publications)
+
+
+def publishing(policies: Iterable[Policy], served: Iterable[Publication]) -> tuple[Policy, ...]:
+    """The policies with these publications instead of their own; the one that has a link is theirs."""
+    served = tuple(served)
+    return tuple(replace(each, publications=served) if each.link is not None else each for each in policies)

@@ -13,10 +13,10 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Generic, Protocol, TypeVar
 
 from cni_bridge.cni.errors import CniError, Code
 from cni_bridge.files import file_name
-from cni_bridge.plan import Attachment
 from cni_bridge.tag import owner_key
 from ipam.api import Owner
 from ipam.codec import decode, encode
@@ -26,21 +26,33 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 
 
-class Records:
-    """The attachment records in `directory`, a folder for each network."""
+class Owned(Protocol):
+    """What is recorded: it belongs to an owner."""
 
-    def __init__(self, directory: Path) -> None:
+    @property
+    def owner(self) -> Owner:
+        """Whose it is."""
+
+
+R = TypeVar("R", bound=Owned)
+
+
+class Records(Generic[R]):
+    """The records of one kind, a frozen dataclass, in `directory`: a folder for each network."""
+
+    def __init__(self, directory: Path, kind: type[R]) -> None:
         self._directory = directory
+        self._kind = kind
 
-    def read(self, owner: Owner) -> Attachment | None:
+    def read(self, owner: Owner) -> R | None:
         """The owner's attachment; None if there is no record."""
         try:
             text = self._path(owner).read_bytes()
         except FileNotFoundError:
             return None
-        return _parse(text, self._path(owner))
+        return self._parse(text, self._path(owner))
 
-    def write(self, attachment: Attachment) -> None:
+    def write(self, attachment: R) -> None:
         """Keep the attachment, whole or not at all."""
         path = self._path(attachment.owner)
         draft = path.with_name(f".{path.name}.new")  # the owner's lock is held: nobody else writes it
@@ -63,12 +75,12 @@ class Records:
         with suppress(OSError):  # not empty, or gone already
             path.parent.rmdir()
 
-    def all(self, network: str | None = None) -> Iterator[Attachment]:
+    def all(self, network: str | None = None) -> Iterator[R]:
         """The attachments of one network, or of all; a record that cannot be read is named in the log."""
         folder = glob.escape(file_name(network)) if network is not None else "*"
         for path in sorted(self._directory.glob(f"{folder}/*.json")):
             try:
-                attachment = _parse(path.read_bytes(), path)
+                attachment = self._parse(path.read_bytes(), path)
             except FileNotFoundError:  # removed meanwhile
                 continue
             except CniError as error:
@@ -81,15 +93,15 @@ class Records:
         """Whether the network has no attachment."""
         return next((self._directory / file_name(network)).glob("*.json"), None) is None
 
-    def of_container(self, container_id: str) -> Iterator[Attachment]:
+    def of_container(self, container_id: str) -> Iterator[R]:
         """The container's attachments to all networks; by the names of the files, so that few are read."""
         for path in self._directory.glob(f"*/{glob.escape(file_name(f'{container_id}:')[:100])}*.json"):
             with suppress(FileNotFoundError, CniError):
-                attachment = _parse(path.read_bytes(), path)
+                attachment = self._parse(path.read_bytes(), path)
                 if attachment.owner.container_id == container_id:
                     yield attachment
 
-    def find(self, key: str) -> Attachment | None:
+    def find(self, key: str) -> R | None:
         """The attachment whose owner has that key (`tag.owner_key`): reads them all, for when there is a conflict."""
         return next((each for each in self.all() if owner_key(each.owner) == key), None)
 
@@ -98,7 +110,7 @@ class Records:
         kept = {self._path(owner) for owner in keep}
         for path in set((self._directory / file_name(network)).glob("*.json")) - kept:
             try:
-                _parse(path.read_bytes(), path)
+                self._parse(path.read_bytes(), path)
             except CniError:
                 path.unlink(missing_ok=True)
 
@@ -110,14 +122,13 @@ class Records:
     def _path(self, owner: Owner) -> Path:
         return self._directory / file_name(owner.network) / f"{file_name(f'{owner.container_id}:{owner.ifname}')}.json"
 
-
-def _parse(text: bytes, path: Path) -> Attachment:
-    try:
-        document = json.loads(text)
-        if document["format"] != FORMAT:
-            raise ValueError(f"its format is {document['format']}, this program knows {FORMAT}")
-        return decode(Attachment, document["attachment"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CniError(
-            Code.IO_FAILURE, f"attachment record {path} cannot be read: {error}", "remove it and repeat the request"
-        ) from None
+    def _parse(self, text: bytes, path: Path) -> R:
+        try:
+            document = json.loads(text)
+            if document["format"] != FORMAT:
+                raise ValueError(f"its format is {document['format']}, this program knows {FORMAT}")
+            return decode(self._kind, document["attachment"])
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise CniError(
+                Code.IO_FAILURE, f"attachment record {path} cannot be read: {error}", "remove it and repeat the request"
+            ) from None

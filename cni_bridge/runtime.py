@@ -9,12 +9,15 @@ from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import ParamSpec, Protocol, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 
+from cni_bridge.chained_state import Chained
 from cni_bridge.cni.netconf import Backend
 from cni_bridge.cni.request import Request
 from cni_bridge.datapath.host import Datapath
+from cni_bridge.datapath.links import Links
 from cni_bridge.firewall.api import Firewall
+from cni_bridge.plan import Attachment
 from cni_bridge.records import Records
 from ipam.api import Ipam, Owner
 
@@ -39,8 +42,10 @@ class IpamSource(Protocol):
 class Runtime:
     """What the verbs work with; `wiring` makes it."""
 
-    records: Records
+    records: Records[Attachment]
+    chained: Mapping[str, Records[Chained]]  # by the plugin's name
     datapath: Datapath
+    links: Links
     firewalls: Mapping[Backend, Firewall]
     find_ipam: Callable[[Request, str], IpamSource]  # by the request and its ipam.type
     locked: Callable[[Owner], AbstractAsyncContextManager[None]]  # one request at a time for one owner
@@ -58,6 +63,16 @@ class Runtime:
             if (error := future.exception()) is not None:
                 log.info("what was begun failed after the request's end: %s", error)
             raise
+
+    @property
+    def publishers(self) -> tuple[Records[Any], ...]:
+        """The records of whatever may publish ports."""
+        return (self.records, self.chained["portmap"])
+
+    def is_attached_to(self, network: str) -> bool:
+        """Whether somebody is, by the records."""
+        chained = all(each.is_empty(network) for each in self.chained.values())
+        return not (chained and self.records.is_empty(network))
 
     async def default_backend(self) -> Backend:
         """The firewall for attachments whose configuration names none: nftables where it works."""

@@ -38,6 +38,11 @@ def host_ifname(owner: Owner) -> str:
     return f"veth{_owner_digest(owner)[:11]}"
 
 
+def ifb_ifname(owner: Owner) -> str:
+    """The name of the link that delays what the owner's container sends."""
+    return f"bwp{_owner_digest(owner)[:12]}"
+
+
 def vlan_port_ifname(link: str) -> str:
     """The name of the bridge port behind the gateway link of an access VLAN."""
     return f"veth{_digest(link)[:11]}"

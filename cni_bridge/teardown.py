@@ -23,7 +23,7 @@ async def tear_down(rt: Runtime, attachment: Attachment) -> None:
     """Remove the attachment's rules and links."""
     failures = Failures()
     await failures.collect(change_rules(rt, attachment.policies, ()))
-    await failures.collect(end_stale_connections(rt, attachment.publications))
+    await failures.collect(end_stale_connections(rt, attachment.policies))
     await failures.collect(rt.on_host(rt.datapath.detach, attachment))
     failures.raise_any(f"removal of {attachment.owner}")
 
@@ -47,9 +47,9 @@ async def forget_link(rt: Runtime, network: str) -> None:
 
     An attachment is recorded before its rules are applied, and they are under the same lock.
     """
-    if rt.records.is_empty(network):
+    if not rt.is_attached_to(network):
         async with rt.rules_locked(True):
-            if rt.records.is_empty(network):
+            if not rt.is_attached_to(network):
                 for firewall in rt.firewalls.values():
                     await rt.on_host(firewall.forget_link, network)
 

@@ -23,7 +23,8 @@ from cni_bridge.datapath import netns
 from cni_bridge.datapath.bridge import MAX_PORTS
 from cni_bridge.failures import Failures
 from cni_bridge.plan import Attachment, build_result, plan
-from cni_bridge.publishing import claim, end_stale_connections, hand_over
+from cni_bridge.policy import publications_of, publishing
+from cni_bridge.publishing import claim, end_stale_connections, hand_over, let_loopback_out
 from cni_bridge.resolvconf import read_resolv_conf
 from cni_bridge.runtime import Runtime
 from cni_bridge.tag import container_mac
@@ -56,7 +57,8 @@ async def add(rt: Runtime, request: Request) -> Result:
                     rt.records.write(planned(None))
                 undo.push(partial(release, rt, request, conf.ipam_type, request.owner))
                 attachment = planned(await _allocate(rt, request, conf, ipam, wanted, recorded))
-                attachment = await claim(rt, attachment)
+                served, waiting = await claim(rt, request.owner, publications_of(attachment.policies))
+                attachment = replace(attachment, policies=publishing(attachment.policies, served), waiting=waiting)
                 former = recorded.policies if recorded is not None else ()
                 earlier = recorded.changed if recorded is not None else ()
                 either = tuple(dict.fromkeys((*attachment.policies, *former)))
@@ -72,8 +74,8 @@ async def add(rt: Runtime, request: Request) -> Result:
                 undo.push(partial(change_rules, rt, attachment.policies, ()))
                 async with rt.rules_locked(False):
                     await change_rules(rt, former, attachment.policies)
-                await rt.on_host(_open_loopback, rt, attachment)
-                await end_stale_connections(rt, attachment.publications)
+                await rt.on_host(let_loopback_out, rt, attachment.policies)
+                await end_stale_connections(rt, attachment.policies)
                 rt.records.write(replace(attachment, changed=earlier + made.changed))
     return build_result(conf, attachment, made, request.netns)
 
@@ -91,9 +93,9 @@ async def delete(rt: Runtime, request: Request) -> None:
             await failures.collect(release(rt, request, lenient(parse_ipam_type, request), owner))
         failures.raise_any(f"DEL of {owner}")
         rt.records.remove(owner)
-    if recorded is not None and any(each.link for each in recorded.policies):
+    if recorded is not None:
         await forget_link(rt, owner.network)
-    if recorded is not None and recorded.publications:
+    if recorded is not None and publications_of(recorded.policies):
         await hand_over(rt, owner.container_id)
 
 
@@ -261,13 +263,6 @@ async def _collect_addresses(rt: Runtime, request: Request, keep: frozenset[Owne
     async with rt.ipam(request, parse_ipam_type(request.config)) as ipam:
         if ipam is not None:
             await ipam.collect(request.owner.network, keep)
-
-
-def _open_loopback(rt: Runtime, attachment: Attachment) -> None:
-    """Let ports be reached at the host's IPv4 loopback addresses; after the rules that keep everybody else out."""
-    places = [each.host_ip for each in attachment.publications if each.snat and each.address.version == 4]
-    if any(each is None or each.is_loopback for each in places):
-        rt.datapath.let_loopback_out(attachment.gateway.link if attachment.gateway else attachment.bridge.name)
 
 
 def _readable_record(rt: Runtime, owner: Owner) -> Attachment | None:

@@ -4,27 +4,39 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 
 from cni_bridge import own_ipam
+from cni_bridge.chained import loopback
+from cni_bridge.chained.bandwidth import Bandwidth
+from cni_bridge.chained.firewall import Firewall
+from cni_bridge.chained.lifecycle import Operation, Plugin, operations
+from cni_bridge.chained.portmap import Portmap
+from cni_bridge.chained.tuning import Tuning
+from cni_bridge.chained_state import Chained
 from cni_bridge.cni.errors import InvalidConfig
 from cni_bridge.cni.netconf import Backend
-from cni_bridge.cni.request import Request
+from cni_bridge.cni.request import Command, Request
 from cni_bridge.datapath.host import Datapath
+from cni_bridge.datapath.links import Links
 from cni_bridge.firewall.iptables import IptablesFirewall
 from cni_bridge.firewall.nftables import NftablesFirewall
 from cni_bridge.ipam_exec import ExecIpam, find_executable
 from cni_bridge.ipam_host import KernelHost
 from cni_bridge.locks import owner_locked, rules_locked
+from cni_bridge.plan import Attachment
 from cni_bridge.records import Records
 from cni_bridge.runtime import IpamSource, Runtime
+from cni_bridge.static_ipam import StaticIpam
 from ipam.api import Ipam
 from ipam.settings import Settings
 
 OWN_IPAM = "cni-ipam"
+STATIC = "static"
+CHAINED = ("portmap", "firewall", "bandwidth", "tuning")
 _XTABLES_PATIENCE = 10.0  # seconds; what waits in the kernel thread keeps other requests waiting
 _STAND_IN_FOR = "host-local"  # ours if that name in CNI_PATH leads to our executable
 
@@ -43,12 +55,12 @@ class OwnIpam:
 
 
 class ForeignIpam:
-    """Another plugin's executable."""
+    """An IPAM that reads the `ipam` section itself, such as another plugin's executable."""
 
     own = False
 
-    def __init__(self, executable: Path, request: Request) -> None:
-        self._ipam = ExecIpam(executable, request)
+    def __init__(self, ipam: Ipam) -> None:
+        self._ipam = ipam
 
     def open(self) -> AbstractAsyncContextManager[Ipam]:
         """See `IpamSource.open`."""
@@ -65,9 +77,11 @@ def find_ipam(settings: Settings, request: Request, ipam_type: str) -> IpamSourc
         return OwnIpam(settings)
     executable = find_executable(ipam_type, request.path)
     if executable.resolve() not in _own_executables():
-        return ForeignIpam(executable, request)
+        return ForeignIpam(ExecIpam(executable, request))
     if ipam_type == _STAND_IN_FOR:
         return OwnIpam(settings)
+    if ipam_type == STATIC:
+        return ForeignIpam(StaticIpam(request))
     raise InvalidConfig(f'ipam.type "{ipam_type}" is no IPAM plugin: it leads to {executable.resolve()}')
 
 
@@ -76,14 +90,16 @@ def runtime(settings: Settings) -> Iterator[Runtime]:
     """What the verbs need, made for this node's settings."""
     locks = settings.run_dir / "locks"
     records = settings.run_dir / "attachments"
-    for directory in (locks, records):
+    for directory in (locks, records, *(settings.run_dir / "chained" / name for name in CHAINED)):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    datapath = Datapath(locks, patience=settings.patience)
+    datapath, links = Datapath(locks, patience=settings.patience), Links()
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="kernel") as kernel_thread:
         try:
             yield Runtime(
-                records=Records(records),
+                records=Records(records, Attachment),
+                chained={name: Records(settings.run_dir / "chained" / name, Chained) for name in CHAINED},
                 datapath=datapath,
+                links=links,
                 firewalls={
                     Backend.NFTABLES: NftablesFirewall(),
                     Backend.IPTABLES: IptablesFirewall(patience=min(_XTABLES_PATIENCE, settings.patience)),
@@ -95,9 +111,18 @@ def runtime(settings: Settings) -> Iterator[Runtime]:
             )
         finally:
             kernel_thread.submit(datapath.close).result()
+            kernel_thread.submit(links.close).result()
 
 
 def _own_executables() -> frozenset[Path]:
     """Where this project's plugins are installed: beside the one that runs."""
     directory = Path(os.path.realpath(sys.argv[0])).parent
     return frozenset((directory / name).resolve() for name in ("cni-bridge", OWN_IPAM))
+
+
+def chained_operations(name: str) -> Mapping[Command, Operation]:
+    """The operations of the plugin of that name, which adds to what another one made."""
+    if name == "loopback":
+        return loopback.OPERATIONS
+    plugins: tuple[Plugin, ...] = (Portmap(), Firewall(), Bandwidth(), Tuning())
+    return operations(next(each for each in plugins if each.name == name))

@@ -66,10 +66,11 @@ class LinkConflict(CniError):
 
 
 class PortConflict(CniError):
-    """A host port that is to be published belongs to somebody else."""
+    """A host port that is to be published belongs to somebody else; `owned` by another container, or by a process."""
 
-    def __init__(self, msg: str, details: str = "") -> None:
+    def __init__(self, msg: str, details: str = "", *, owned: bool = False) -> None:
         super().__init__(Code.PORT_CONFLICT, msg, details)
+        self.owned = owned
 
 
 class UnsupportedField(CniError):

@@ -8,17 +8,17 @@ from enum import StrEnum
 
 from cni_bridge.cni.errors import InvalidConfig
 from cni_bridge.cni.fields import Fields
+from cni_bridge.cni.mac import parse_mac
 from cni_bridge.cni.ports import PortMapping, parse_port_mappings
-from cni_bridge.cni.request import Request, blame_args
+from cni_bridge.cni.request import Request
 from cni_bridge.cni.result import Result, parse_dns, parse_previous, parse_runtime_dns
+from cni_bridge.cni.shaping import Shaping, parse_shaping
+from cni_bridge.cni.tuning import Tuning, parse_tuning
 from cni_bridge.cni.versions import Version
 from ipam.api import Dns, Owner
 
 _LINK_NAME = re.compile(r"[!-~]{1,15}\Z")  # printable ASCII
 _NOT_IN_LINK_NAME = frozenset('/:%*+"\\')  # the kernel's separators and patterns, the firewalls' wildcards, a quote
-_MAC = re.compile(
-    r"([\da-f]{2}(?P<separator>[:-])([\da-f]{2}(?P=separator)){4}[\da-f]{2}|[\da-f]{4}(\.[\da-f]{4}){2})\Z", re.I | re.A
-)
 MAX_VLAN = 4094
 MIN_IPV6_MTU = 1280  # RFC 8200, section 5
 MAX_LINK_NAME = 15  # IFNAMSIZ less the terminating zero
@@ -43,11 +43,13 @@ class Backend(StrEnum):
 class NetConf:
     """One network's configuration.
 
-    `mtu` 0 means that of the default route's link; `vlan` 0 means untagged. `isolated` and `gateway_mode` are None
-    where nothing is said: what protects most, as far as nftables works here, but for `direct_routing`.
+    `as_reference`: it was written for the reference `bridge`, which protects nothing by itself. `mtu` 0 means that of
+    the default route's link; `vlan` 0 means untagged. `isolated` and `gateway_mode` are None where nothing is said:
+    what protects most, as far as nftables works here, but for `direct_routing`.
     """
 
     version: Version
+    as_reference: bool
     bridge: str
     is_gateway: bool
     is_default_gateway: bool
@@ -75,6 +77,8 @@ class NetConf:
     ports: tuple[PortMapping, ...]
     snat: bool
     masquerade_all: bool
+    shaping: Shaping
+    tuning: Tuning
     dns: Dns
     mac: str
     ipam_type: str
@@ -87,6 +91,7 @@ def parse_netconf(request: Request) -> NetConf:
     ipam_type = parse_ipam_type(config)
     conf = NetConf(
         version=request.version,
+        as_reference=_is_reference(config),
         bridge=parse_bridge_name(config),
         is_gateway=config.boolean("isGateway") or config.boolean("isDefaultGateway"),
         is_default_gateway=config.boolean("isDefaultGateway"),
@@ -118,6 +123,9 @@ def parse_netconf(request: Request) -> NetConf:
         ports=parse_port_mappings(config),
         snat=config.boolean("snat", True),
         masquerade_all=config.boolean("masqAll"),
+        # The reference `bridge` leaves these to chained plugins, and so does who writes for it.
+        shaping=Shaping() if _is_reference(config) else parse_shaping(config),
+        tuning=Tuning() if _is_reference(config) else parse_tuning(request, link=False),
         dns=parse_runtime_dns(config.object("runtimeConfig")) or parse_dns(config.object("dns")),
         mac=parse_mac(request),
         ipam_type=ipam_type,
@@ -209,24 +217,6 @@ def _parse_mtu(config: Fields) -> int:
     if 0 < mtu < 68:
         raise InvalidConfig(f"{config.at('mtu')} {mtu} is below 68, the least that IPv4 works with (RFC 791)")
     return mtu
-
-
-def parse_mac(request: Request) -> str:
-    """The requested MAC address; a runtime's wish goes before the user's, and `args` before `CNI_ARGS`."""
-    runtime, args = request.config.object("runtimeConfig"), request.config.object("args").object("cni")
-    sources = (
-        (runtime.at("mac"), runtime.string("mac")),
-        (args.at("mac"), args.string("mac")),
-        ("CNI_ARGS MAC", request.args.get("MAC", "")),
-    )
-    for path, text in sources:
-        if text:
-            digits = re.sub("[:.-]", "", text.lower())
-            if not _MAC.match(text) or int(digits[:2], 16) & 1 or not int(digits, 16):
-                error = InvalidConfig(f'{path} "{text}" is not a unicast MAC address of six octets')
-                raise blame_args(error, path)
-            return bytes.fromhex(digits).hex(":")
-    return ""
 
 
 def _parse_trunk(config: Fields) -> tuple[int, ...]:

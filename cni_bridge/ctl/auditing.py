@@ -13,6 +13,7 @@ from cni_bridge.ctl.output import confirm, json_option, show, show_json, table, 
 from cni_bridge.ctl.rebuilding import rebuild
 from cni_bridge.datapath.survey import survey
 from cni_bridge.ipam_host import KernelHost
+from cni_bridge.plan import Attachment
 from cni_bridge.records import Records
 from ipam.api import Reservation, ReservedFor, Wanted
 from ipam.clock import now
@@ -59,7 +60,7 @@ def _look(settings: Settings) -> list[Problem]:
     if os.geteuid() != 0:
         click.echo("not root: the namespaces were not looked into", err=True)
         return problems
-    attachments = list(Records(settings.run_dir / "attachments").all())
+    attachments = list(Records(settings.run_dir / "attachments", Attachment).all())
     return problems + list(compare(entries, pools, survey(), attachments, KernelHost().lives, now().boot_id))
 
 

@@ -331,5 +331,5 @@ def attachments(settings: Settings, network: str | None, as_json: bool) -> None:
     show(made)
 
 
-def _records(settings: Settings) -> Records:
-    return Records(settings.run_dir / "attachments")
+def _records(settings: Settings) -> Records[Attachment]:
+    return Records(settings.run_dir / "attachments", Attachment)

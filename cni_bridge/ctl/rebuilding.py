@@ -18,6 +18,7 @@ from cni_bridge.ctl.access import finish
 from cni_bridge.ctl.moving import without_daemon
 from cni_bridge.ctl.output import confirm
 from cni_bridge.datapath.survey import LiveAddress, survey
+from cni_bridge.plan import Attachment
 from cni_bridge.records import Records
 from cni_bridge.wiring import OWN_IPAM
 from ipam.api import Lease, Owner
@@ -95,7 +96,7 @@ def _living(settings: Settings, live: list[LiveAddress]) -> Iterator[Lease]:
 
 
 def _recorded(settings: Settings) -> Iterator[Lease]:
-    for attachment in Records(settings.run_dir / "attachments").all():
+    for attachment in Records(settings.run_dir / "attachments", Attachment).all():
         if attachment.allocation is not None and attachment.own_ipam:
             yield from attachment.allocation.leases
 

@@ -17,8 +17,10 @@ from cni_bridge.datapath.announce import announce
 from cni_bridge.datapath.container import configure_container, missing_container
 from cni_bridge.datapath.netlink import Link, Netlink
 from cni_bridge.datapath.netns import Netns
+from cni_bridge.datapath.shaping import ensure_shaping, missing_shaping, remove_shaping
+from cni_bridge.datapath.tuning import apply_tuning, missing_tuning
 from cni_bridge.plan import Attachment, GatewaySpec, Made
-from cni_bridge.tag import MARK, host_ifname, key_of_tag, network_tag, owner_key
+from cni_bridge.tag import MARK, host_ifname, ifb_ifname, key_of_tag, network_tag, owner_key, owner_tag
 from ipam.api import Address, Interface, Owner
 
 log = logging.getLogger(__name__)
@@ -74,6 +76,8 @@ class Datapath:
                 port.ensure_port(host, inside, bridge, attachment, target)
                 with netns.entered(target):
                     container = configure_container(inside, attachment.container, former)
+                    apply_tuning(inside, attachment.container.ifname, attachment.tuning)
+            self._shape(attachment, push_undo)
             link = bridge
             if gateway is not None:
                 link = vlan.gateway_link(host, bridge, gateway, effects.changed)
@@ -91,8 +95,10 @@ class Datapath:
         )
 
     def detach(self, attachment: Attachment) -> None:
-        """Delete the veth pair; gone already is success."""
+        """Delete the attachment's links; gone already is success."""
         self._host.delete_link(attachment.port.name)
+        if attachment.shaping.egress is not None:
+            remove_shaping(self._host, ifb_ifname(attachment.owner))
 
     def detach_unrecorded(self, owner: Owner, bridge: str, path: str) -> bool:
         """Delete what the owner may have without a record: its own veth, or the container's veth to the bridge.
@@ -102,6 +108,7 @@ class Datapath:
         one of the owner's own.
         """
         host = self._host
+        host.delete_link(ifb_ifname(owner))
         if host.delete_link(host_ifname(owner)):
             return True
         if not path:
@@ -130,6 +137,12 @@ class Datapath:
                 *port.missing_port(host, inside, attachment, target),
                 *missing_container(inside, attachment.container, expected, target.ref),
             ]
+            if attachment.tuning:
+                with netns.entered(target):
+                    found += missing_tuning(inside, attachment.container.ifname, attachment.tuning)
+        link = host.link(attachment.port.name)
+        if attachment.shaping and link is not None:
+            found += missing_shaping(host, link, ifb_ifname(attachment.owner), attachment.shaping)
         if attachment.gateway is not None:
             link = host.link(attachment.gateway.link)
             if link is None:
@@ -161,6 +174,14 @@ class Datapath:
     def count_ports(self, bridge: str) -> int:
         """How many ports the bridge has."""
         return bridges.count_ports(self._host, bridge)
+
+    def _shape(self, attachment: Attachment, push_undo: PushUndo) -> None:
+        if attachment.shaping:
+            ifb, host = ifb_ifname(attachment.owner), self._host
+            push_undo(lambda: remove_shaping(self._host, ifb))
+            link = host.link(attachment.port.name)
+            assert link is not None, "it has just been made"
+            ensure_shaping(host, link, ifb, owner_tag(attachment.owner), attachment.shaping)
 
     @property
     def _host(self) -> Netlink:

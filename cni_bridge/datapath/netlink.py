@@ -18,10 +18,12 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from cni_bridge.cni.errors import KernelRefused
+from cni_bridge.cni.shaping import Rate
 from ipam.api import Address, Interface, Network, Route
 
 IFF_UP = 0x1
 IFF_PROMISC = 0x100
+IFF_ALLMULTI = 0x200
 IFA_F_NODAD = 0x02
 IFA_F_DADFAILED = 0x08
 IFA_F_TENTATIVE = 0x40
@@ -30,6 +32,11 @@ NO_NSID = -1
 _UNSIGNED_NO_NSID = 0xFFFFFFFF  # NETNSA_NSID_NOT_ASSIGNED
 BRIDGE_VLAN_INFO_PVID = 2
 BRIDGE_VLAN_INFO_UNTAGGED = 4
+TC_H_ROOT = 0xFFFFFFFF
+_ROOT = 0x10000  # 1:, the handle of a root discipline
+_INGRESS = 0xFFFF0000  # ffff:, that of ingress
+_TC_H_INGRESS = 0xFFFFFFF1
+_ETH_P_ALL = 3
 RT_TABLE_LOCAL = 255  # rtnetlink(7)
 _AF = {4: 2, 6: 10}
 
@@ -54,6 +61,8 @@ class Link:
     port_state: int
     hairpin: bool
     isolated: bool
+    allmulti: bool
+    tx_queue: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,6 +156,74 @@ class Netlink:
         """Put the link into promiscuous mode, or out of it."""
         with _refusals(f"set promiscuous mode of {link.name}"):
             self._ip.link("set", index=link.index, flags=IFF_PROMISC if on else 0, mask=IFF_PROMISC)
+
+    def set_allmulti(self, link: Link, *, on: bool) -> None:
+        """Have the link take all multicast frames, or not."""
+        with _refusals(f"set allmulti of {link.name}"):
+            self._ip.link("set", index=link.index, flags=IFF_ALLMULTI if on else 0, mask=IFF_ALLMULTI)
+
+    def add_ifb(self, name: str, *, mtu: int, alias: str) -> None:
+        """Make an intermediate functional block, up."""
+        with _refusals(f"make ifb {name}"):
+            self._ip.link("add", ifname=name, kind="ifb", mtu=mtu, state="up")
+        self.set_alias(name, alias)
+
+    def set_bucket(self, index: int, rate: Rate) -> None:
+        """Delay what leaves the link by a token bucket; what waits longer than 25 ms is dropped."""
+        with _refusals(f"limit link {index}"):
+            self._ip.tc(
+                "replace",
+                "tbf",
+                index,
+                _ROOT,
+                parent=TC_H_ROOT,
+                rate=rate.rate // 8,
+                burst=rate.burst // 8,
+                latency="25ms",
+            )
+
+    def bucket(self, index: int) -> Rate | None:
+        """The link's token bucket; None if it has none."""
+        for each in self._qdiscs(index):
+            if each.get("TCA_KIND") == "tbf":
+                parms = each.get("TCA_OPTIONS").get("TCA_TBF_PARMS")
+                # The buffer is kept as the time that it takes to send it, in ticks of 64 ns (PSCHED_SHIFT).
+                burst = round(parms["buffer"] * 64 * parms["rate"] / 1e9)
+                return Rate(rate=parms["rate"] * 8, burst=burst * 8)
+        return None
+
+    def redirect_incoming(self, index: int, to: int) -> None:
+        """Have what comes in by the link leave by another one; once is enough."""
+        if self.redirects_incoming(index):
+            return
+        with _refusals(f"redirect what comes in by link {index}"):
+            self._ip.tc("add", "ingress", index, _INGRESS)
+            self._ip.tc(
+                "add-filter",
+                "u32",
+                index,
+                parent=_INGRESS,
+                protocol=_ETH_P_ALL,
+                prio=1,
+                target=_ROOT | 1,
+                keys=["0x0/0x0+0"],
+                action={"kind": "mirred", "direction": "egress", "action": "redirect", "ifindex": to},
+            )
+
+    def remove_buckets(self, index: int) -> None:
+        """Take the link's token bucket away, and what leads elsewhere what comes in; gone already is success."""
+        for handle, parent in ((_ROOT, TC_H_ROOT), (_INGRESS, _TC_H_INGRESS)):
+            if any(each["handle"] == handle for each in self._qdiscs(index)):
+                with _refusals(f"lift the limits of link {index}"):
+                    self._ip.tc("del", index=index, handle=handle, parent=parent)
+
+    def redirects_incoming(self, index: int) -> bool:
+        """Whether something looks at what comes in by the link."""
+        return any(each.get("TCA_KIND") == "ingress" for each in self._qdiscs(index))
+
+    def _qdiscs(self, index: int) -> list[Any]:
+        with _refusals(f"list queueing disciplines of link {index}"):
+            return list(self._ip.get_qdiscs(index=index))
 
     def set_vlan_filtering(self, link: Link) -> None:
         """Turn the bridge's VLAN filtering on."""
@@ -332,6 +409,8 @@ def _link(message: Any) -> Link:
         port_state=_port(port, "IFLA_BRPORT_STATE"),
         hairpin=bool(_port(port, "IFLA_BRPORT_MODE")),
         isolated=bool(_port(port, "IFLA_BRPORT_ISOLATED")),
+        allmulti=bool(message["flags"] & IFF_ALLMULTI),
+        tx_queue=message.get("IFLA_TXQLEN") or 0,
     )
 
 

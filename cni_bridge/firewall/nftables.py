@@ -7,7 +7,7 @@ transaction, so a flush is repaired by the next attachment.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -22,7 +22,7 @@ from cni_bridge.firewall.nftables_elements import (
     owned_elements,
     publishing_elements,
 )
-from cni_bridge.firewall.nftables_layout import INET, TABLES, render_base, rule_comment
+from cni_bridge.firewall.nftables_layout import INET, LINK_SETS, TABLES, render_base, rule_comment
 from cni_bridge.policy import Policy, Publication
 from cni_bridge.tag import key_of_tag, network_tag, owner_key
 from ipam.api import Address, Owner
@@ -37,7 +37,7 @@ class NftablesFirewall:
     def apply(self, policy: Policy) -> None:
         """See `Firewall.apply`."""
         self._evict_former_owners(policy)
-        owned, (wanted, unwanted) = owned_elements(policy), _of_link(policy)
+        owned, (wanted, unwanted) = owned_elements(policy), link_elements(policy)
         tables = dict.fromkeys(each.table for each in (*owned, *wanted))
         commands = [render_base(TABLES[name]) for name in tables]
         for each in (*owned, *wanted):
@@ -56,7 +56,7 @@ class NftablesFirewall:
 
     def missing(self, policy: Policy) -> list[str]:
         """See `Firewall.missing`."""
-        owned, (wanted, unwanted) = owned_elements(policy), _of_link(policy)
+        owned, (wanted, unwanted) = owned_elements(policy), link_elements(policy)
         found = [
             words for name in dict.fromkeys(each.table for each in (*owned, *wanted)) for words in self._base(name)
         ]
@@ -89,7 +89,8 @@ class NftablesFirewall:
 
     def forget_link(self, network: str) -> None:
         """See `Firewall.forget_link`."""
-        self.evict(network_tag(network))
+        own = network_tag(network)
+        self._sweep(lambda each: key_of_tag(each.comment) == own, only=LINK_SETS)
 
     def evict(self, key: str) -> None:
         """See `Firewall.evict`."""
@@ -112,14 +113,15 @@ class NftablesFirewall:
                 if comment not in present:
                     yield f'nftables rule "{comment}" of chain {chain.name} in table {table}'
 
-    def _sweep(self, stale: Callable[[Element], bool]) -> None:
-        """Remove the elements that are stale; where nftables does not work there are none."""
+    def _sweep(self, stale: Callable[[Element], bool], only: Collection[str] = ()) -> None:
+        """Remove what is stale, of `only` these sets if any are named; nothing is there where nftables does not work."""
         if self.unusable():
             return
         for table in TABLES.values():
             commands = [
                 each.delete()
                 for name, declaration in table.sets.items()
+                if not only or name in only
                 for each in self._listed(table.name, name, declaration)
                 if stale(each)
             ]
@@ -207,10 +209,6 @@ class NftablesFirewall:
                     f"nftables: {error}; install libnftables1, or set ipMasqBackend to iptables"
                 ) from None
         return self._nft
-
-
-def _of_link(policy: Policy) -> tuple[tuple[Element, ...], tuple[Element, ...]]:
-    return link_elements(policy.owner.network, policy.link) if policy.link is not None else ((), ())
 
 
 def _addresses(policy: Policy) -> set[Address]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from cni_bridge.firewall.nftables_layout import BRIDGE, INET, TABLES
 from cni_bridge.policy import LinkPolicy, Policy, Publication, Shield, SpoofCheck
-from cni_bridge.tag import network_tag, owner_tag
+from cni_bridge.tag import MAX_LENGTH, network_tag, owner_tag
 from ipam.api import Address
 
 _A_RUN = 16  # ports: from here on an interval is cheaper than single elements; it keeps the port's number
@@ -68,6 +68,8 @@ def _owned(policy: Policy, tag: str) -> Iterator[Element]:
         yield from _publication(publication, tag)
     for shield in policy.shields:
         yield from _shield(shield, tag)
+    if policy.link is not None and not policy.link.shared:
+        yield from _link(policy.link, tag)[0]
 
 
 def _spoof_check(check: SpoofCheck, tag: str) -> Iterator[Element]:
@@ -150,9 +152,16 @@ def _ports(first: int, count: int) -> str:
     return f"{first}-{first + count - 1}"
 
 
-def link_elements(network: str, policy: LinkPolicy) -> tuple[tuple[Element, ...], tuple[Element, ...]]:
-    """The elements of the network's link: those that are to be there, and those that are not."""
-    tag, link = f"{network_tag(network)} {network}"[:127], f'"{policy.link}"'
+def link_elements(policy: Policy) -> tuple[tuple[Element, ...], tuple[Element, ...]]:
+    """The elements of a link that a network's attachments share: those that are to be there, and those that are not."""
+    if policy.link is None or not policy.link.shared:
+        return (), ()
+    network = policy.owner.network
+    return _link(policy.link, f"{network_tag(network)} {network}"[:MAX_LENGTH])
+
+
+def _link(policy: LinkPolicy, tag: str) -> tuple[tuple[Element, ...], tuple[Element, ...]]:
+    link = f'"{policy.link}"'
 
     def element(set_name: str, key: str) -> Element:
         return Element(table=INET, set_name=set_name, key=key, comment=tag)
@@ -163,11 +172,11 @@ def link_elements(network: str, policy: LinkPolicy) -> tuple[tuple[Element, ...]
         element("same", itself): True,
         element("isolated", link): policy.isolated,
         element("internal", link): policy.internal,
-        element("no_icc", itself): not policy.icc,
+        element("no_icc", itself): None if policy.icc is None else not policy.icc,
         **{element("trusted", f'"{each}" . {link}'): True for each in policy.trusted},
     }
     wanted = tuple(each for each, there in choices.items() if there)
-    return wanted, tuple(each for each, there in choices.items() if not there)
+    return wanted, tuple(each for each, there in choices.items() if there is False)
 
 
 def listed(table: str, set_name: str, objects: list[dict[str, Any]]) -> Iterator[Element]:

@@ -45,6 +45,16 @@ def _interleaved(*pairs: tuple[str, str]) -> tuple[str, ...]:
     return (*(four for four, _ in pairs), *(six for _, six in pairs))
 
 
+# What holds for the link of a network, whoever is attached.
+LINK_SETS = {
+    "same": "set { type ifname . ifname; }",
+    "trusted": "set { type ifname . ifname; }",
+    "no_icc": "set { type ifname . ifname; }",
+    "networks": "set { type ifname; }",
+    "isolated": "set { type ifname; }",
+    "internal": "set { type ifname; }",
+}
+
 _NAT = Table(
     name=INET,
     sets={
@@ -68,14 +78,7 @@ _NAT = Table(
             "opened_run": "set { type ADDRESS . inet_proto . inet_service; flags interval; }",
         }.items()
     }
-    | {
-        "same": "set { type ifname . ifname; }",
-        "trusted": "set { type ifname . ifname; }",
-        "no_icc": "set { type ifname . ifname; }",
-        "networks": "set { type ifname; }",
-        "isolated": "set { type ifname; }",
-        "internal": "set { type ifname; }",
-    },
+    | LINK_SETS,
     chains=(
         Chain(name=ADMIN_CHAIN, hook="", rules=()),
         Chain(

@@ -1,0 +1,87 @@
+"""The chained plugin `firewall`: lets an attachment's traffic through a host's firewall, and keeps networks apart."""
+
+from __future__ import annotations
+
+from cni_bridge.chained_state import Chained
+from cni_bridge.cni.errors import InvalidConfig
+from cni_bridge.cni.netconf import Backend
+from cni_bridge.cni.request import Request
+from cni_bridge.cni.result import Result
+from cni_bridge.policy import LinkPolicy, Policy
+from cni_bridge.runtime import Runtime
+from cni_bridge.teardown import change_rules
+
+_POLICIES = ("open", "same-bridge", "isolated")
+
+
+class Firewall:
+    """See `lifecycle.Plugin`."""
+
+    name = "firewall"
+
+    async def plan(self, rt: Runtime, request: Request, previous: Result, recorded: Chained | None) -> Chained | None:
+        """See `Plugin.plan`."""
+        config = request.config
+        backend, ingress = config.string("backend"), config.string("ingressPolicy") or "open"
+        if backend == "firewalld":
+            raise InvalidConfig(
+                f'{config.at("backend")} "firewalld" is not supported',
+                "leave it out; rules are in a table of their own",
+            )
+        if backend not in ("", "iptables", "nftables"):
+            raise InvalidConfig(f'{config.at("backend")} "{backend}" is none of iptables, nftables')
+        if ingress not in _POLICIES:
+            raise InvalidConfig(f'{config.at("ingressPolicy")} "{ingress}" is none of {", ".join(_POLICIES)}')
+        addresses = [each.address.ip for each in previous.ips]
+        link = await rt.on_host(rt.links.link_towards, addresses[0]) if addresses else None
+        if link is None:
+            if ingress != "open":
+                raise InvalidConfig(
+                    f'ingressPolicy "{ingress}" needs an address in prevResult that is reached by a link'
+                )
+            return None
+        policy = Policy(
+            backend=Backend.NFTABLES,
+            owner=request.owner,
+            link=LinkPolicy(
+                link=link.name,
+                isolated=ingress != "open",
+                icc=ingress != "isolated",
+                shared=link.kind == "bridge",
+            ),
+        )
+        port = await rt.on_host(rt.links.port_of, request.netns, request.owner.ifname)
+        return Chained(
+            owner=request.owner,
+            policies=(policy,),
+            isolated_port=port.name if port is not None and port.master and ingress == "isolated" else "",
+        )
+
+    async def apply(self, rt: Runtime, request: Request, state: Chained) -> None:
+        """See `Plugin.apply`."""
+        async with rt.rules_locked(False):
+            await change_rules(rt, (), state.policies)
+        if state.isolated_port:
+            await rt.on_host(rt.links.isolate_port, state.isolated_port)
+
+    async def undo(self, rt: Runtime, request: Request, state: Chained) -> None:
+        """See `Plugin.undo`; the port is taken away by who made it."""
+        await change_rules(rt, state.policies, ())
+
+    async def missing(self, rt: Runtime, request: Request, state: Chained) -> list[str]:
+        """See `Plugin.missing`."""
+        found = [
+            words
+            for policy in state.policies
+            for words in await rt.on_host(rt.firewalls[policy.backend].missing, policy)
+        ]
+        if state.isolated_port and not await rt.on_host(rt.links.is_port_isolated, state.isolated_port):
+            found.append(f"bridge port {state.isolated_port} is not isolated")
+        return found
+
+    async def result(self, rt: Runtime, request: Request, previous: Result, state: Chained) -> Result:
+        """See `Plugin.result`."""
+        return previous
+
+    async def released(self, rt: Runtime, state: Chained) -> None:
+        """See `Plugin.released`."""

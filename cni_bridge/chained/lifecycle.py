@@ -1,0 +1,130 @@
+"""The operations of a chained plugin (CNI SPEC, section 3), which adds to an attachment that another one made."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import Protocol
+
+from cni_bridge.chained_state import Chained
+from cni_bridge.cni.errors import CheckFailed, InvalidConfig
+from cni_bridge.cni.netconf import parse_valid_attachments
+from cni_bridge.cni.request import Command, Request
+from cni_bridge.cni.result import Result, parse_previous
+from cni_bridge.failures import Failures
+from cni_bridge.runtime import Runtime
+from cni_bridge.teardown import forget_link
+from cni_bridge.undo import Undo
+
+Operation = Callable[[Runtime, Request], Awaitable[Result | None]]
+
+
+class Plugin(Protocol):
+    """What differs from one chained plugin to the other. Nothing but `apply` and `undo` changes anything."""
+
+    name: str
+
+    async def plan(self, rt: Runtime, request: Request, previous: Result, recorded: Chained | None) -> Chained | None:
+        """What the configuration asks for; None if that is nothing. `recorded` is from an earlier ADD."""
+
+    async def apply(self, rt: Runtime, request: Request, state: Chained) -> None:
+        """Make it so; a repeat changes nothing."""
+
+    async def undo(self, rt: Runtime, request: Request, state: Chained) -> None:
+        """Take it back, whatever of it is gone; the request is that of DEL or GC."""
+
+    async def missing(self, rt: Runtime, request: Request, state: Chained) -> list[str]:
+        """What of it differs, in words."""
+
+    async def result(self, rt: Runtime, request: Request, previous: Result, state: Chained) -> Result:
+        """The result of ADD."""
+
+    async def released(self, rt: Runtime, state: Chained) -> None:
+        """After it was taken back and forgotten, outside of the owner's lock."""
+
+
+def operations(plugin: Plugin) -> Mapping[Command, Operation]:
+    """The plugin's operations."""
+    return {
+        Command.ADD: partial(_add, plugin),
+        Command.DEL: partial(_delete, plugin),
+        Command.CHECK: partial(_check, plugin),
+        Command.GC: partial(_collect, plugin),
+        Command.STATUS: partial(_status, plugin),
+    }
+
+
+async def _add(plugin: Plugin, rt: Runtime, request: Request) -> Result:
+    previous = _require_previous(plugin, request)
+    records = rt.chained[plugin.name]
+    async with rt.locked(request.owner):
+        recorded = records.read(request.owner)
+        state = await plugin.plan(rt, request, previous, recorded)
+        if recorded is not None and recorded != state:
+            await plugin.undo(rt, request, recorded)
+            records.remove(request.owner)
+        if state is None:
+            return previous
+        async with Undo(active=recorded != state) as undo:
+            undo.push(partial(rt.on_host, records.remove, request.owner))
+            records.write(state)
+            undo.push(partial(plugin.undo, rt, request, state))
+            await plugin.apply(rt, request, state)
+        return await plugin.result(rt, request, previous, state)
+
+
+async def _delete(plugin: Plugin, rt: Runtime, request: Request) -> None:
+    async with rt.locked(request.owner):
+        state = rt.chained[plugin.name].read(request.owner)
+        if state is not None:
+            await plugin.undo(rt, request, state)
+            rt.chained[plugin.name].remove(request.owner)
+    if state is not None:
+        await _after(plugin, rt, state)
+
+
+async def _check(plugin: Plugin, rt: Runtime, request: Request) -> None:
+    previous = _require_previous(plugin, request)
+    async with rt.locked(request.owner):
+        state = rt.chained[plugin.name].read(request.owner)
+        if state is None:
+            if await plugin.plan(rt, request, previous, None) is not None:
+                raise CheckFailed(f"{request.owner} has nothing of {plugin.name}: there is no record of it", "")
+            return
+        found = await plugin.missing(rt, request, state)
+    if found:
+        raise CheckFailed(f"{request.owner} is not as {plugin.name} made it: {found[0]}", "\n".join(found))
+
+
+async def _collect(plugin: Plugin, rt: Runtime, request: Request) -> None:
+    network, keep, failures = request.owner.network, parse_valid_attachments(request), Failures()
+    for stale in list(rt.chained[plugin.name].all(network)):
+        if stale.owner not in keep:
+            await failures.collect(_collect_one(plugin, rt, request, stale))
+    failures.raise_any(f'GC of network "{network}" by {plugin.name}')
+
+
+async def _collect_one(plugin: Plugin, rt: Runtime, request: Request, stale: Chained) -> None:
+    async with rt.locked(stale.owner):
+        state = rt.chained[plugin.name].read(stale.owner)
+        if state is not None:
+            await plugin.undo(rt, request, state)
+            rt.chained[plugin.name].remove(stale.owner)
+    await _after(plugin, rt, stale)
+
+
+async def _after(plugin: Plugin, rt: Runtime, state: Chained) -> None:
+    if any(each.link for each in state.policies):
+        await forget_link(rt, state.owner.network)
+    await plugin.released(rt, state)
+
+
+async def _status(plugin: Plugin, rt: Runtime, request: Request) -> None:
+    rt.chained[plugin.name].require_writable()
+
+
+def _require_previous(plugin: Plugin, request: Request) -> Result:
+    previous = parse_previous(request.config, request.version)
+    if previous is None:
+        raise InvalidConfig("Required prevResult missing", f"{plugin.name} must be called as a chained plugin")
+    return previous

@@ -1,0 +1,106 @@
+"""The chained plugin `portmap`: publishes ports of an attachment that another plugin made."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+from cni_bridge.chained_state import Chained
+from cni_bridge.cni.errors import InvalidConfig
+from cni_bridge.cni.fields import Fields
+from cni_bridge.cni.netconf import Backend
+from cni_bridge.cni.ports import parse_port_mappings
+from cni_bridge.cni.request import Request
+from cni_bridge.cni.result import Result
+from cni_bridge.plan import plan_publications
+from cni_bridge.policy import LinkPolicy, Policy
+from cni_bridge.publishing import claim, end_stale_connections, hand_over, let_loopback_out
+from cni_bridge.runtime import Runtime
+from cni_bridge.teardown import change_rules
+from ipam.api import Address
+
+log = logging.getLogger(__name__)
+
+_MAX_MARK_BIT = 31
+
+
+class Portmap:
+    """See `lifecycle.Plugin`."""
+
+    name = "portmap"
+
+    async def plan(self, rt: Runtime, request: Request, previous: Result, recorded: Chained | None) -> Chained | None:
+        """See `Plugin.plan`. A host port that is taken is worth a warning only, as chains were written for that."""
+        config = request.config
+        _require_known_options(config)
+        mappings = parse_port_mappings(config)
+        addresses = tuple(_addresses(previous, request.owner.ifname))
+        if not mappings or not addresses:
+            return None
+        wanted = tuple(
+            plan_publications(
+                mappings, addresses, snat=config.boolean("snat", True), masquerade_all=config.boolean("masqAll")
+            )
+        )
+        served, waiting = await claim(rt, request.owner, wanted, refuse=False)
+        link = await rt.on_host(rt.links.link_towards, addresses[0])
+        policy = Policy(
+            backend=Backend.NFTABLES,
+            owner=request.owner,
+            publications=served,
+            link=LinkPolicy(link=link.name, shared=link.kind == "bridge") if link is not None else None,
+        )
+        return Chained(owner=request.owner, policies=(policy,), waiting=waiting)
+
+    async def apply(self, rt: Runtime, request: Request, state: Chained) -> None:
+        """See `Plugin.apply`."""
+        async with rt.rules_locked(False):
+            await change_rules(rt, (), state.policies)
+        await rt.on_host(let_loopback_out, rt, state.policies)
+        await end_stale_connections(rt, state.policies)
+
+    async def undo(self, rt: Runtime, request: Request, state: Chained) -> None:
+        """See `Plugin.undo`."""
+        await change_rules(rt, state.policies, ())
+        await end_stale_connections(rt, state.policies)
+
+    async def missing(self, rt: Runtime, request: Request, state: Chained) -> list[str]:
+        """See `Plugin.missing`."""
+        return [
+            words
+            for policy in state.policies
+            for words in await rt.on_host(rt.firewalls[policy.backend].missing, policy)
+        ]
+
+    async def result(self, rt: Runtime, request: Request, previous: Result, state: Chained) -> Result:
+        """See `Plugin.result`."""
+        return previous
+
+    async def released(self, rt: Runtime, state: Chained) -> None:
+        """See `Plugin.released`."""
+        await hand_over(rt, state.owner.container_id)
+
+
+def _require_known_options(config: Fields) -> None:
+    """Refuse what this plugin would not do; all is done in nftables, whatever backend is named."""
+    backend = config.string("backend")
+    if backend not in ("", "iptables", "nftables"):
+        raise InvalidConfig(f'{config.at("backend")} "{backend}" is none of iptables, nftables')
+    config.integer("markMasqBit", 13, low=0, high=_MAX_MARK_BIT)  # no mark is needed to masquerade
+    for key in ("conditionsV4", "conditionsV6", "externalSetMarkChain"):
+        if config.strings(key) if key != "externalSetMarkChain" else config.string(key):
+            raise InvalidConfig(
+                f"{config.at(key)} is not supported", "ports are published by sets and maps of nftables"
+            )
+
+
+def _addresses(previous: Result, ifname: str) -> Iterator[Address]:
+    """The container's addresses in the result, but for those of other interfaces."""
+    for each in previous.ips:
+        at = each.interface
+        if (
+            at is None
+            or not 0 <= at < len(previous.interfaces)
+            or (previous.interfaces[at].sandbox and previous.interfaces[at].name == ifname)
+        ):
+            yield each.address.ip

@@ -1,0 +1,94 @@
+"""The chained plugin `tuning`: sets the container's interface and its namespace's kernel settings."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from cni_bridge.chained_state import Chained
+from cni_bridge.cni.errors import InvalidNetns
+from cni_bridge.cni.request import Request
+from cni_bridge.cni.result import Result
+from cni_bridge.cni.tuning import parse_tuning, require_allowed
+from cni_bridge.datapath import netns
+from cni_bridge.runtime import Runtime
+
+ALLOWED = Path("/etc/cni/tuning/allowlist.conf")  # the reference's: patterns of settings that may be set
+
+
+class Tuning:
+    """See `lifecycle.Plugin`."""
+
+    name = "tuning"
+
+    async def plan(self, rt: Runtime, request: Request, previous: Result, recorded: Chained | None) -> Chained | None:
+        """See `Plugin.plan`."""
+        tuning = parse_tuning(request)
+        if not tuning:
+            return None
+        if tuning.sysctls and ALLOWED.exists():
+            require_allowed(tuning.sysctls, ALLOWED.read_text().splitlines())
+        with netns.opened(request.netns) as target:
+            former = recorded.former if recorded is not None else None
+            if former is None:
+                former = await rt.on_host(rt.links.read_former, target, request.owner.ifname)
+        return Chained(owner=request.owner, tuning=tuning, former=former)
+
+    async def apply(self, rt: Runtime, request: Request, state: Chained) -> None:
+        """See `Plugin.apply`."""
+        with netns.opened(request.netns) as target:
+            await rt.on_host(rt.links.tune, target, state.owner.ifname, state.tuning)
+        if state.tuning.mac:
+            await self._follow(rt, state, state.tuning.mac)
+
+    async def undo(self, rt: Runtime, request: Request, state: Chained) -> None:
+        """See `Plugin.undo`; with the namespace, all is gone."""
+        try:
+            with netns.opened(request.netns) as target:
+                if state.former is not None:
+                    await rt.on_host(rt.links.untune, target, state.owner.ifname, state.former, state.tuning)
+        except InvalidNetns:
+            return
+        if state.tuning.mac and state.former is not None:
+            await self._follow(rt, state, state.former.mac)
+
+    async def _follow(self, rt: Runtime, state: Chained, mac: str) -> None:
+        """Have the spoof check of our own attachment allow the MAC address that the interface has now."""
+        attachment = rt.records.read(state.owner)
+        if attachment is None:
+            return
+        changed = tuple(
+            replace(each, spoof_check=replace(each.spoof_check, mac=mac))
+            if each.spoof_check is not None and each.spoof_check.mac
+            else each
+            for each in attachment.policies
+        )
+        if changed == attachment.policies:
+            return
+        rt.records.write(replace(attachment, policies=tuple(dict.fromkeys((*changed, *attachment.policies)))))
+        for old, new in zip(attachment.policies, changed, strict=True):
+            if old != new:
+                firewall = rt.firewalls[new.backend]
+                await rt.on_host(firewall.apply, new)
+                only_check = replace(old, publications=(), shields=(), link=None, masquerade=())
+                await rt.on_host(firewall.remove, only_check)
+                await rt.on_host(firewall.apply, new)
+        rt.records.write(replace(attachment, policies=changed))
+
+    async def missing(self, rt: Runtime, request: Request, state: Chained) -> list[str]:
+        """See `Plugin.missing`."""
+        with netns.opened(request.netns) as target:
+            return await rt.on_host(rt.links.missing_tune, target, state.owner.ifname, state.tuning)
+
+    async def result(self, rt: Runtime, request: Request, previous: Result, state: Chained) -> Result:
+        """See `Plugin.result`; the interface has the MAC address that was set."""
+        if not state.tuning.mac:
+            return previous
+        interfaces = tuple(
+            replace(each, mac=state.tuning.mac) if each.name == state.owner.ifname and each.sandbox else each
+            for each in previous.interfaces
+        )
+        return replace(previous, interfaces=interfaces)
+
+    async def released(self, rt: Runtime, state: Chained) -> None:
+        """See `Plugin.released`."""

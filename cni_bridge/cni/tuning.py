@@ -1,0 +1,95 @@
+"""Settings of the container's interface and namespace, as the reference `tuning` reads them. Pure."""
+
+from __future__ import annotations
+
+import json
+import posixpath
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from cni_bridge.cni.errors import DecodingFailure, InvalidConfig
+from cni_bridge.cni.fields import Fields
+from cni_bridge.cni.mac import config_mac, parse_mac
+from cni_bridge.cni.request import Request
+
+_MAX_MTU, _MAX_QUEUE = 65535, (1 << 31) - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sysctl:
+    """A kernel setting below `net`, its name with slashes (`ipv4/conf/eth0/arp_filter`)."""
+
+    name: str
+    value: str
+
+    def __str__(self) -> str:
+        return f"net.{self.name.replace('/', '.')}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuning:
+    """What is to be set; None or empty for what is to stay as it is."""
+
+    sysctls: tuple[Sysctl, ...] = ()
+    mac: str = ""
+    mtu: int = 0
+    promisc: bool = False
+    allmulti: bool | None = None
+    tx_queue: int | None = None
+
+    def __bool__(self) -> bool:
+        return self != Tuning()
+
+
+def parse_tuning(request: Request, *, link: bool = True) -> Tuning:
+    """The settings in the configuration, and over them those of `args.cni`; without `link`, not MAC and MTU."""
+    config, args = request.config, request.config.object("args").object("cni")
+    sources = (args, config)
+    return Tuning(
+        sysctls=_sysctls(request, ("args", "cni", "sysctl") if args.has("sysctl") else ("sysctl",)),
+        mac=(parse_mac(request) or config_mac(config)) if link else "",
+        mtu=_first(sources, "mtu", _MAX_MTU, low=68) or 0 if link else 0,
+        promisc=any(each.boolean("promisc") for each in sources),
+        allmulti=next((each.boolean("allmulti") for each in sources if each.has("allmulti")), None),
+        tx_queue=_first(sources, "txQLen", _MAX_QUEUE),
+    )
+
+
+def _first(sources: Iterable[Fields], key: str, high: int, low: int = 0) -> int | None:
+    return next((each.integer(key, 0, low=low, high=high) for each in sources if each.has(key)), None)
+
+
+def _sysctls(request: Request, path: tuple[str, ...]) -> tuple[Sysctl, ...]:
+    """The settings as they are written: their names, unlike keys, differ by case."""
+    found: dict[str, Sysctl] = {}
+    for key, value in _pairs_at(request.stdin, path):
+        if not isinstance(value, str):
+            raise DecodingFailure(f"{'.'.join(path)}.{key} is not a string")
+        name = posixpath.normpath(key.replace(".", "/").replace("IFNAME", request.owner.ifname, 1))
+        if not name.startswith("net/") or name in found:
+            why = "is given twice" if name in found else "is not below net"
+            raise InvalidConfig(f'{".".join(path)}: kernel setting "{key}" {why}')
+        found[name] = Sysctl(name=name.removeprefix("net/"), value=value)
+    return tuple(found.values())
+
+
+def _pairs_at(stdin: bytes, path: tuple[str, ...]) -> list[tuple[str, object]]:
+    """The members of the object there, in order and with repetitions; path components match whatever their case."""
+    found: object = json.loads(stdin, object_pairs_hook=_Members)
+    for part in path:
+        members = found if isinstance(found, _Members) else _Members()
+        found = next((value for key, value in members if key.lower() == part), None)
+    return found if isinstance(found, _Members) else []
+
+
+class _Members(list[tuple[str, object]]):
+    """An object's members."""
+
+
+def require_allowed(sysctls: Iterable[Sysctl], allowed: Iterable[str]) -> None:
+    """Refuse settings that match none of the administrator's patterns (/etc/cni/tuning/allowlist.conf)."""
+    patterns = [each.strip() for each in allowed if each.strip() and not each.startswith("#")]
+    for each in sysctls:
+        if not any(re.search(pattern, str(each)) for pattern in patterns):
+            raise InvalidConfig(f"{each} is not allowed here; allowed are {', '.join(patterns) or 'none'}")
