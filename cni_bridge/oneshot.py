@@ -15,6 +15,7 @@ from typing import Any
 
 from cni_bridge.cni.errors import CniError, Code, as_cni_error, as_unavailable
 from cni_bridge.cni.fields import parse_object
+from cni_bridge.cni.plugins import Plugin
 from cni_bridge.cni.request import (
     STDIN_LIMIT,
     Command,
@@ -35,18 +36,18 @@ Serve = Callable[[Settings, Request], Awaitable[Result | None]]
 
 def bridge_main() -> int:
     """The executable `cni-bridge`, and every plugin that it stands in for by its file's name."""
-    return run_as(Path(sys.argv[0]).name, "cni-bridge")
+    return run_as(Path(sys.argv[0]).name, Plugin.CNI_BRIDGE)
 
 
 def ipam_main() -> int:
     """The executable `cni-ipam`, and every plugin that it stands in for by its file's name."""
-    return run_as(Path(sys.argv[0]).name, "cni-ipam")
+    return run_as(Path(sys.argv[0]).name, Plugin.CNI_IPAM)
 
 
-def run_as(called: str, otherwise: str) -> int:
+def run_as(called: str, otherwise: Plugin) -> int:
     """Serve as the plugin of that name, or, for a name that is none, as the other one."""
-    name = called if called in SERVED else otherwise
-    return run(name, SERVED[name])
+    name = Plugin(called) if called in list(Plugin) else otherwise
+    return run(name, _SERVED[name])
 
 
 def run(name: str, serve: Serve) -> int:
@@ -119,14 +120,13 @@ async def _serve_chained(name: str, settings: Settings, request: Request) -> Res
         return await wiring.chained_operations(name)[request.command](rt, request)
 
 
-# The plugins by the names of their executables; the reference's names are there so that chains run unchanged.
-SERVED: Mapping[str, Serve] = {
-    "cni-bridge": _serve_bridge,
-    "bridge": _serve_bridge,
-    "cni-ipam": _serve_ipam,
-    "host-local": _serve_ipam,
-    "static": _serve_static,
-    **{name: partial(_serve_chained, name) for name in ("portmap", "firewall", "bandwidth", "tuning", "loopback")},
+_SERVED: Mapping[Plugin, Serve] = {
+    **{each: partial(_serve_chained, each) for each in Plugin},
+    Plugin.CNI_BRIDGE: _serve_bridge,
+    Plugin.BRIDGE: _serve_bridge,
+    Plugin.CNI_IPAM: _serve_ipam,
+    Plugin.HOST_LOCAL: _serve_ipam,
+    Plugin.STATIC: _serve_static,
 }
 
 

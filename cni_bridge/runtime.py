@@ -69,10 +69,14 @@ class Runtime:
         """The records of whatever may publish ports."""
         return (self.records, self.chained["portmap"])
 
+    @property
+    def all_records(self) -> tuple[Records[Any], ...]:
+        """The records of the interface plugin and of all chained ones."""
+        return (self.records, *self.chained.values())
+
     def is_attached_to(self, network: str) -> bool:
         """Whether somebody is, by the records."""
-        chained = all(each.is_empty(network) for each in self.chained.values())
-        return not (chained and self.records.is_empty(network))
+        return not all(each.is_empty(network) for each in self.all_records)
 
     async def default_backend(self) -> Backend:
         """The firewall for attachments whose configuration names none: nftables where it works."""

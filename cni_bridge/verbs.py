@@ -26,6 +26,7 @@ from cni_bridge.plan import Attachment, build_result, plan
 from cni_bridge.policy import publications_of, publishing
 from cni_bridge.publishing import claim, end_stale_connections, hand_over, let_loopback_out
 from cni_bridge.resolvconf import read_resolv_conf
+from cni_bridge.restoring import restore, restore_if_flushed
 from cni_bridge.runtime import Runtime
 from cni_bridge.tag import container_mac
 from cni_bridge.teardown import change_rules, forget_link, lenient, release, tear_down, tear_down_unrecorded
@@ -43,6 +44,7 @@ async def add(rt: Runtime, request: Request) -> Result:
     if not conf.ipam_type or addresses.range_sets:
         _require_fitting(conf, [each.family for each in addresses.range_sets])
     dns = read_resolv_conf(addresses.resolv_conf)
+    await restore_if_flushed(rt)
     with netns.opened(request.netns) as target:
         _refuse_own_netns(request, target)
         mac = conf.mac or container_mac(request.owner)
@@ -83,7 +85,7 @@ async def add(rt: Runtime, request: Request) -> Result:
 async def delete(rt: Runtime, request: Request) -> None:
     """Detach the container: does all it can, whatever of the attachment or the request is gone."""
     owner, failures = request.owner, Failures()
-    async with rt.locked(owner):
+    async with rt.locked(owner), rt.rules_locked(False):
         recorded = _readable_record(rt, owner)
         if recorded is not None:
             await failures.collect(tear_down(rt, recorded))
@@ -136,6 +138,7 @@ async def collect(rt: Runtime, request: Request) -> None:
         await failures.collect(rt.on_host(firewall.collect, network, keep))
     await failures.collect(rt.on_host(rt.records.forget_unreadable, network, keep))  # found by their marks
     await failures.collect(forget_link(rt, network))
+    await failures.collect(restore(rt, network))
     failures.raise_any(f'GC of network "{network}"')
 
 
@@ -248,7 +251,7 @@ def _require_fitting(conf: NetConf, families: list[int]) -> None:
 
 
 async def _collect_one(rt: Runtime, request: Request, attachment: Attachment) -> None:
-    async with rt.locked(attachment.owner):
+    async with rt.locked(attachment.owner), rt.rules_locked(False):
         current = rt.records.read(attachment.owner)
         if current is not None:
             log.info("collecting %s", attachment.owner)

@@ -74,7 +74,7 @@ async def _add(plugin: Plugin, rt: Runtime, request: Request) -> Result:
 
 
 async def _delete(plugin: Plugin, rt: Runtime, request: Request) -> None:
-    async with rt.locked(request.owner):
+    async with rt.locked(request.owner), rt.rules_locked(False):
         state = rt.chained[plugin.name].read(request.owner)
         if state is not None:
             await plugin.undo(rt, request, state)
@@ -105,7 +105,7 @@ async def _collect(plugin: Plugin, rt: Runtime, request: Request) -> None:
 
 
 async def _collect_one(plugin: Plugin, rt: Runtime, request: Request, stale: Chained) -> None:
-    async with rt.locked(stale.owner):
+    async with rt.locked(stale.owner), rt.rules_locked(False):
         state = rt.chained[plugin.name].read(stale.owner)
         if state is not None:
             await plugin.undo(rt, request, state)

@@ -15,6 +15,7 @@ from cni_bridge.cni.result import Result
 from cni_bridge.plan import plan_publications
 from cni_bridge.policy import LinkPolicy, Policy
 from cni_bridge.publishing import claim, end_stale_connections, hand_over, let_loopback_out
+from cni_bridge.restoring import restore_if_flushed
 from cni_bridge.runtime import Runtime
 from cni_bridge.teardown import change_rules
 from ipam.api import Address
@@ -42,6 +43,7 @@ class Portmap:
                 mappings, addresses, snat=config.boolean("snat", True), masquerade_all=config.boolean("masqAll")
             )
         )
+        await restore_if_flushed(rt)
         served, waiting = await claim(rt, request.owner, wanted, refuse=False)
         link = await rt.on_host(rt.links.link_towards, addresses[0])
         policy = Policy(

@@ -7,7 +7,7 @@ import os
 import click
 from click.shell_completion import get_completion_class
 
-from cni_bridge.ctl import auditing, changing, looking, moving
+from cni_bridge.ctl import auditing, changing, hosting, looking, moving
 from ipam.settings import BadSettings, load
 
 
@@ -45,6 +45,8 @@ for command in (
     changing.release,
     changing.forget,
     auditing.audit,
+    hosting.install,
+    hosting.repair,
     moving.import_,
     moving.export,
     moving.dump,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from cni_bridge.policy import Policy, Publication
@@ -14,6 +14,12 @@ class Firewall(Protocol):
 
     def apply(self, policy: Policy) -> None:
         """Make the policy hold; a repeat changes nothing, and what a former owner of the address left does no harm."""
+
+    def restore(self, policies: Sequence[Policy]) -> None:
+        """Make all of these policies hold, as they did before; ports that somebody else has by now stay his."""
+
+    def is_flushed(self) -> bool:
+        """Whether the base that all policies share is gone, or has never been there."""
 
     def remove(self, policy: Policy) -> None:
         """Remove what `apply` made; what is gone already is success."""

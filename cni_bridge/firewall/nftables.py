@@ -7,12 +7,17 @@ transaction, so a flush is repaired by the next attachment.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from cni_bridge.cni.errors import FirewallFailed
+from cni_bridge.firewall.forward_accept import (
+    ensure_forward_accepted,
+    forget_forward_accept,
+    missing_forward_accept,
+)
 from cni_bridge.firewall.libnftables import Nftables, NftError
 from cni_bridge.firewall.nftables_elements import (
     Element,
@@ -37,14 +42,24 @@ class NftablesFirewall:
     def apply(self, policy: Policy) -> None:
         """See `Firewall.apply`."""
         self._evict_former_owners(policy)
-        owned, (wanted, unwanted) = owned_elements(policy), link_elements(policy)
-        tables = dict.fromkeys(each.table for each in (*owned, *wanted))
-        commands = [render_base(TABLES[name]) for name in tables]
-        for each in (*owned, *wanted):
-            commands += [each.add()] if each.exclusive else each.replace()
-        for each in unwanted:
-            commands += list(each.replace())[:2]  # added and deleted: gone, whether it was there or not
-        self._run("\n".join(commands), f"apply the rules of {policy.owner}")
+        self._run(_render([policy]), f"apply the rules of {policy.owner}")
+        if policy.link is not None:
+            ensure_forward_accepted(self._connect(), policy.owner.network, policy.link.link)
+
+    def restore(self, policies: Sequence[Policy]) -> None:
+        """See `Firewall.restore`."""
+        taken = [
+            replace(each, publications=tuple(one for one in each.publications if one not in held))
+            for each in policies
+            for held in [self.claimed(each.publications, each.owner)]
+        ]
+        self._run(_render(taken), f"restore the rules of {len(policies)} attachments")
+        for network, link in {(each.owner.network, each.link.link) for each in policies if each.link is not None}:
+            ensure_forward_accepted(self._connect(), network, link)
+
+    def is_flushed(self) -> bool:
+        """See `Firewall.is_flushed`."""
+        return not self.unusable() and f"table {INET}\n" not in self._connect().run("list tables")
 
     def remove(self, policy: Policy) -> None:
         """See `Firewall.remove`."""
@@ -64,6 +79,8 @@ class NftablesFirewall:
         differing = [each for each in owned if key_of_tag(self._comment(each)) != own]
         differing += [each for each in wanted if not self._comment(each)]
         found += [f"nftables element {each.key} of {each.container}" for each in differing]
+        if policy.link is not None:
+            found += missing_forward_accept(self._connect(), policy.owner.network, policy.link.link)
         surplus = [each for each in unwanted if key_of_tag(self._comment(each)) == network]
         return found + [
             f"nftables element {each.key} of {each.container} is there and should not be" for each in surplus
@@ -89,8 +106,14 @@ class NftablesFirewall:
 
     def forget_link(self, network: str) -> None:
         """See `Firewall.forget_link`."""
+        if self.unusable():
+            return
         own = network_tag(network)
+        listed_links = self._listed(INET, "networks", LINK_SETS["networks"])
+        links = [each.key.strip('"') for each in listed_links if key_of_tag(each.comment) == own]
         self._sweep(lambda each: key_of_tag(each.comment) == own, only=LINK_SETS)
+        if links:
+            forget_forward_accept(self._connect(), network, links)
 
     def evict(self, key: str) -> None:
         """See `Firewall.evict`."""
@@ -114,7 +137,7 @@ class NftablesFirewall:
                     yield f'nftables rule "{comment}" of chain {chain.name} in table {table}'
 
     def _sweep(self, stale: Callable[[Element], bool], only: Collection[str] = ()) -> None:
-        """Remove what is stale, of `only` these sets if any are named; nothing is there where nftables does not work."""
+        """Remove what is stale, of `only` these sets if any are named; where nftables does not work, nothing is."""
         if self.unusable():
             return
         for table in TABLES.values():
@@ -209,6 +232,21 @@ class NftablesFirewall:
                     f"nftables: {error}; install libnftables1, or set ipMasqBackend to iptables"
                 ) from None
         return self._nft
+
+
+def _render(policies: Sequence[Policy]) -> str:
+    """The commands that make the policies hold: the base, what belongs to owners, and what holds for links."""
+    owned = [element for policy in policies for element in owned_elements(policy)]
+    shared = [link_elements(policy) for policy in policies]
+    wanted = list(dict.fromkeys(each for there, _ in shared for each in there))
+    unwanted = dict.fromkeys(each for _, gone in shared for each in gone if each not in wanted)
+    tables = dict.fromkeys(each.table for each in (*owned, *wanted))
+    commands = [render_base(TABLES[name]) for name in tables]
+    for each in unwanted:
+        commands += list(each.replace())[:2]  # added and deleted: gone, whether it was there or not
+    for each in (*owned, *wanted):
+        commands += [each.add()] if each.exclusive else each.replace()
+    return "\n".join(commands)
 
 
 def _addresses(policy: Policy) -> set[Address]:

@@ -1,0 +1,136 @@
+"""Lets a network's traffic through another program's FORWARD chain of iptables that drops by default (Docker, ufw).
+
+What one nftables table accepts, another may still drop. Two rules for each link are put first there, in DOCKER-USER
+where Docker keeps that; they accept what leaves the link, answers to it, and what goes to published ports. It takes
+a run of iptables when a network's link is first used, and none for a container.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import subprocess
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cni_bridge.cni.errors import FirewallFailed
+from cni_bridge.firewall.libnftables import Nftables, NftError
+from cni_bridge.tag import MARK, network_tag
+
+log = logging.getLogger(__name__)
+
+_PATIENCE = 10  # seconds that iptables waits for its lock, and we for iptables
+_LEGACY_NAMES = {4: Path("/proc/thread-self/net/ip_tables_names"), 6: Path("/proc/thread-self/net/ip6_tables_names")}
+_TOOLS = {4: "iptables", 6: "ip6tables"}
+_TABLES = {4: "ip filter", 6: "ip6 filter"}
+_OPTIONS = {"iifname": "-i", "oifname": "-o"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Chain:
+    """A chain that the links' rules belong into: the program that changes it, and what it accepts already.
+
+    `accepts` has pairs of an option, `-i` or `-o`, and a link.
+    """
+
+    tool: str
+    name: str
+    accepts: frozenset[tuple[str, str]]
+
+
+def ensure_forward_accepted(nft: Nftables, network: str, link: str) -> None:
+    """Have the FORWARD chains that drop accept the link's traffic; nothing is run where none does, or all is there."""
+    for chain in _chains(nft, dropping=True):
+        for rule in _rules(network, link):
+            if rule[:2] not in chain.accepts:
+                log.info("letting traffic of %s through chain %s of %s", link, chain.name, chain.tool)
+                _run(chain.tool, "-I", chain.name, *rule)
+
+
+def missing_forward_accept(nft: Nftables, network: str, link: str) -> list[str]:
+    """What of that is missing, in words."""
+    return [
+        f"{chain.tool} rule for {link} in chain {chain.name}, which would drop: {' '.join(rule)}"
+        for chain in _chains(nft, dropping=True)
+        for rule in _rules(network, link)
+        if rule[:2] not in chain.accepts
+    ]
+
+
+def forget_forward_accept(nft: Nftables, network: str, links: Collection[str]) -> None:
+    """Remove the network's rules for these links from these chains."""
+    tag = network_tag(network)
+    for chain in _chains(nft):
+        if any(link in links for _, link in chain.accepts):
+            for line in _run(chain.tool, "-S", chain.name).splitlines():
+                if tag in line and line.startswith("-A "):
+                    _run(chain.tool, "-D", *line.replace('"', "").split()[1:])
+
+
+def _rules(network: str, link: str) -> Iterator[tuple[str, ...]]:
+    comment = ("-m", "comment", "--comment", network_tag(network))
+    yield ("-i", link, *comment, "-j", "ACCEPT")
+    yield ("-o", link, "-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED,DNAT", *comment, "-j", "ACCEPT")
+
+
+def _chains(nft: Nftables, *, dropping: bool = False) -> Iterator[_Chain]:
+    """The chains of both variants of iptables, or those that drop."""
+    for family, table in _TABLES.items():
+        forward = _query(nft, f"chain {table} FORWARD")
+        drops = any(each["chain"].get("policy") == "drop" for each in forward if "chain" in each)
+        tool = _found(f"{_TOOLS[family]}-nft", _TOOLS[family])
+        if forward and tool and (drops or not dropping):
+            user = _query(nft, f"chain {table} DOCKER-USER")
+            rules = [each["rule"] for each in user or forward if "rule" in each]
+            accepts = frozenset(found for each in rules if (found := _accepted(each["expr"])))
+            yield _Chain(tool=tool, name="DOCKER-USER" if user else "FORWARD", accepts=accepts)
+        names, legacy = _LEGACY_NAMES[family], _found(f"{_TOOLS[family]}-legacy")
+        if legacy and names.exists() and "filter" in names.read_text().split():
+            saved = _run(legacy, "-S").splitlines()
+            if "-P FORWARD DROP" in saved or not dropping:
+                yield _legacy_chain(legacy, saved)
+
+
+def _accepted(expressions: list[dict[str, Any]]) -> tuple[str, str] | None:
+    """The option and the link of a rule that accepts by a link and at most by the connection's state."""
+    if not any("accept" in each for each in expressions):
+        return None
+    matches = [each["match"] for each in expressions if "match" in each]
+    by_link = [each for each in matches if each["left"].get("meta", {}).get("key") in _OPTIONS]
+    others = [each for each in matches if each not in by_link and "ct" not in each["left"]]
+    if len(by_link) != 1 or others or not isinstance(by_link[0]["right"], str):
+        return None
+    return _OPTIONS[by_link[0]["left"]["meta"]["key"]], by_link[0]["right"]
+
+
+def _legacy_chain(tool: str, saved: list[str]) -> _Chain:
+    name = "DOCKER-USER" if "-N DOCKER-USER" in saved else "FORWARD"
+    words = [line.split() for line in saved if line.startswith(f"-A {name} ") and line.endswith("-j ACCEPT")]
+    accepts = frozenset((each[2], each[3]) for each in words if each[2] in ("-i", "-o") and MARK in " ".join(each))
+    return _Chain(tool=tool, name=name, accepts=accepts)
+
+
+def _query(nft: Nftables, what: str) -> list[dict[str, Any]]:
+    try:
+        return nft.query(f"list {what}")
+    except NftError:
+        return []
+
+
+def _found(*names: str) -> str:
+    return next((name for name in names if shutil.which(name, path="/usr/sbin:/sbin:/usr/bin:/bin")), "")
+
+
+def _run(tool: str, *words: str) -> str:
+    path = shutil.which(tool, path="/usr/sbin:/sbin:/usr/bin:/bin") or tool
+    try:
+        done = subprocess.run(
+            [path, "-w", str(_PATIENCE), *words], capture_output=True, text=True, timeout=2 * _PATIENCE, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise FirewallFailed(f"{tool} cannot be run: {error}") from None
+    if done.returncode != 0:
+        raise FirewallFailed(f"{tool} {' '.join(words)}: {' '.join(done.stderr.split())}")
+    return done.stdout

@@ -1,0 +1,41 @@
+"""Makes rules anew from the records, after somebody flushed them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+from cni_bridge.cni.netconf import Backend
+from cni_bridge.policy import Policy
+from cni_bridge.publishing import let_loopback_out
+from cni_bridge.runtime import Runtime
+
+log = logging.getLogger(__name__)
+
+
+async def restore_if_flushed(rt: Runtime) -> None:
+    """Restore all rules if the table that holds them is gone while there are attachments."""
+    if await rt.on_host(rt.firewalls[Backend.NFTABLES].is_flushed) and any(_policies(rt)):
+        log.warning("the nftables rules were flushed; making them anew from the records")
+        await restore(rt)
+
+
+async def restore(rt: Runtime, network: str | None = None) -> int:
+    """Make the rules of all attachments, or of one network's, as they are recorded; of how many attachments.
+
+    What is there already is replaced by the same, in one transaction for each backend.
+    """
+    async with rt.rules_locked(True):  # alone: nobody is detached between the look and the change
+        policies = list(_policies(rt, network))
+        for backend, firewall in rt.firewalls.items():
+            own = [each for each in policies if each.backend == backend]
+            if own:
+                await rt.on_host(firewall.restore, own)
+        await rt.on_host(let_loopback_out, rt, policies)
+    return len({each.owner for each in policies})
+
+
+def _policies(rt: Runtime, network: str | None = None) -> Iterator[Policy]:
+    for records in rt.all_records:
+        for state in records.all(network):
+            yield from state.policies
