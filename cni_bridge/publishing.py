@@ -32,20 +32,14 @@ async def claim(
     if not publications:
         return (), ()
     await rt.on_host(_require_own_addresses, rt, publications)
-    waiting: list[Publication] = []
-    for each in publications:
-        try:
-            if await _is_held_by_the_same_container(rt, owner, each):
-                waiting.append(each)
-            else:
-                await rt.on_host(_require_no_listener, [each], owner.container_id)
-        except PortConflict as error:
-            if refuse:
-                raise
-            log.warning("%s does not get its port: %s", owner, error.msg)
-            if error.owned:
-                waiting.append(each)
-    return tuple(each for each in publications if each not in waiting), tuple(waiting)
+    waiting, conflicts = await _held_by_others(rt, owner, publications)
+    rest = [each for each in publications if each not in waiting and each not in conflicts]
+    listened = await rt.on_host(_listened_at, rest, owner.container_id)
+    for each in (*conflicts.values(), *listened.values()):
+        if refuse:
+            raise each
+        log.warning("%s does not get its port: %s", owner, each.msg)
+    return tuple(each for each in rest if each not in listened), (*waiting, *conflicts)
 
 
 async def hand_over(rt: Runtime, container_id: str) -> None:
@@ -73,11 +67,16 @@ async def _take_over(rt: Runtime, records: Records[Any], owner: Owner) -> None:
 
 
 def let_loopback_out(rt: Runtime, policies: Iterable[Policy]) -> None:
-    """Let ports be reached at the host's IPv4 loopback addresses; after the rules that keep everybody else out."""
-    for policy in policies:
-        places = [each.host_ip for each in policy.publications if each.snat and each.address.version == 4]
-        if policy.link is not None and any(each is None or each.is_loopback for each in places):
-            rt.datapath.let_loopback_out(policy.link.link)
+    """Let ports be reached at the host's loopback addresses; after the rules that keep everybody else out."""
+    places = {
+        (policy.link.link, each.address.version)
+        for policy in policies
+        if policy.link is not None
+        for each in policy.publications
+        if each.snat and (each.host_ip is None or each.host_ip.is_loopback)
+    }
+    for link, family in sorted(places):
+        rt.datapath.let_loopback_out(link, family)
 
 
 async def end_stale_connections(rt: Runtime, policies: Iterable[Policy]) -> None:
@@ -91,24 +90,32 @@ async def end_stale_connections(rt: Runtime, policies: Iterable[Policy]) -> None
                 log.warning("flows to %s may still go where they went before: %s", each, error.msg)
 
 
-async def _is_held_by_the_same_container(rt: Runtime, owner: Owner, publication: Publication) -> bool:
-    """Whether another attachment of the container serves it; `PortConflict` if another container does."""
+async def _held_by_others(
+    rt: Runtime, owner: Owner, publications: Sequence[Publication]
+) -> tuple[list[Publication], dict[Publication, PortConflict]]:
+    """Those that another attachment of the same container serves, and those that other containers have."""
     firewall = rt.firewalls[Backend.NFTABLES]
-    while tag := (await rt.on_host(firewall.claimed, [publication], owner)).get(publication, ""):
-        key = key_of_tag(tag)
-        holder = next((found.owner for each in rt.publishers if (found := each.find(key)) is not None), None)
-        if holder is None:
-            log.warning("%s led to %s, of which there is no record: removed", publication, tag)
-            await rt.on_host(firewall.evict, key)
-            continue
-        if holder.container_id == owner.container_id:
-            return True
-        raise PortConflict(
-            f"{publication} is published for container {holder.container_id} already",
-            f"by {holder}; choose another hostPort, or remove that container",
-            owned=True,
-        )
-    return False
+    waiting: list[Publication] = []
+    conflicts: dict[Publication, PortConflict] = {}
+    stale = True
+    while stale:
+        stale = False
+        for each, tag in (await rt.on_host(firewall.claimed, publications, owner)).items():
+            key = key_of_tag(tag)
+            holder = next((found.owner for records in rt.publishers if (found := records.find(key)) is not None), None)
+            if holder is None:
+                log.warning("%s led to %s, of which there is no record: removed", each, tag)
+                await rt.on_host(firewall.evict, key)
+                stale = True
+                break
+            if holder.container_id == owner.container_id:
+                waiting.append(each)
+            else:
+                conflicts[each] = PortConflict(
+                    f"{each} is published for container {holder.container_id} already",
+                    f"by {holder}; choose another hostPort, or remove that container",
+                )
+    return waiting, conflicts
 
 
 def _require_own_addresses(rt: Runtime, publications: Iterable[Publication]) -> None:
@@ -118,8 +125,9 @@ def _require_own_addresses(rt: Runtime, publications: Iterable[Publication]) -> 
         raise InvalidConfig(f"runtimeConfig.portMappings: hostIP {named} is no address of this host")
 
 
-def _require_no_listener(publications: Sequence[Publication], container_id: str) -> None:
-    """Refuse ports at which a process of the host listens, unless it does so for this container."""
+def _listened_at(publications: Sequence[Publication], container_id: str) -> dict[Publication, PortConflict]:
+    """Those at whose ports a process of the host listens, unless it does so for this container."""
+    conflicts: dict[Publication, PortConflict] = {}
     allowed: set[int] | None = None
     for listener in listeners.listeners({each.protocol for each in publications}):
         for each in publications:
@@ -132,11 +140,12 @@ def _require_no_listener(publications: Sequence[Publication], container_id: str)
                 if process.pid not in allowed and not any(container_id in word for word in process.command)
             ]
             if others:
-                raise PortConflict(
+                conflicts[each] = PortConflict(
                     f"{others[0]} listens at port {listener.port}/{listener.protocol} of "
                     f"{listener.address or 'every address'}, which is to be published at {each}",
                     "stop it, or choose another hostPort",
                 )
+    return conflicts
 
 
 def _collide(publication: Publication, listener: listeners.Listener) -> bool:

@@ -66,11 +66,10 @@ class LinkConflict(CniError):
 
 
 class PortConflict(CniError):
-    """A host port that is to be published belongs to somebody else; `owned` by another container, or by a process."""
+    """A host port that is to be published belongs to somebody else."""
 
-    def __init__(self, msg: str, details: str = "", *, owned: bool = False) -> None:
+    def __init__(self, msg: str, details: str = "") -> None:
         super().__init__(Code.PORT_CONFLICT, msg, details)
-        self.owned = owned
 
 
 class UnsupportedField(CniError):

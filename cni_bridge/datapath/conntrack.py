@@ -11,7 +11,7 @@ import struct
 
 from cni_bridge.cni.errors import KernelRefused
 from cni_bridge.cni.ports import Protocol
-from cni_bridge.datapath.netlink_messages import NLM_F_ACK, NLM_F_DUMP, ask, attribute, nested, parse_attributes
+from cni_bridge.netlink_messages import NLM_F_ACK, NLM_F_DUMP, ask, attribute, nested, parse_attributes
 
 _NETLINK_NETFILTER = 12
 _CT_GET, _CT_DELETE = 0x101, 0x102  # NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET, IPCTNL_MSG_CT_DELETE
@@ -42,11 +42,21 @@ def end_connections(family: int, protocol: Protocol, first: int, last: int) -> i
         attribute(_CTA_FILTER_REPLY_FLAGS, struct.pack("=I", 0)),
     )
     ended = 0
-    for answer in list(ask(_NETLINK_NETFILTER, _CT_GET, NLM_F_DUMP, question, what="list tracked connections")):
+    for answer in _ask_if_tracking(question):
         entry = parse_attributes(answer[4:])
         if first <= _port(entry[_CTA_TUPLE_ORIG], protocol) <= last and _end(header, entry):
             ended += 1
     return ended
+
+
+def _ask_if_tracking(question: bytes) -> list[bytes]:
+    """The entries; none where the kernel tracks nothing."""
+    try:
+        return ask(_NETLINK_NETFILTER, _CT_GET, NLM_F_DUMP, question, what="list tracked connections")
+    except KernelRefused as error:
+        if error.errno in (errno.ENOENT, errno.EPROTONOSUPPORT, errno.EINVAL):
+            return []
+        raise
 
 
 def _port(tuple_: bytes, protocol: Protocol) -> int:
@@ -61,7 +71,7 @@ def _end(header: bytes, entry: dict[int, bytes]) -> bool:
     known = [attribute(kind, entry[kind]) for kind in (_CTA_ID, _CTA_ZONE) if kind in entry]
     message = header + nested(_CTA_TUPLE_ORIG, entry[_CTA_TUPLE_ORIG]) + b"".join(known)
     try:
-        list(ask(_NETLINK_NETFILTER, _CT_DELETE, NLM_F_ACK, message, what="end a tracked connection"))
+        ask(_NETLINK_NETFILTER, _CT_DELETE, NLM_F_ACK, message, what="end a tracked connection")
     except KernelRefused as error:
         if error.errno != errno.ENOENT:
             raise

@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 # Documentation addresses (RFC 5737, RFC 3849): any that only the default route leads to.
 _ELSEWHERE = (ip_address("192.0.2.1"), ip_address("2001:db8::1"))
 
+_LOOPBACK6 = ip_address("::1")
+
 _DEFAULT_MTU = 1500  # ETH_DATA_LEN
 
 PushUndo = Callable[[Callable[[], object]], None]
@@ -164,12 +166,19 @@ class Datapath:
         """All addresses of the host."""
         return frozenset(address.ip for _, address in self._host.all_addresses())
 
-    def let_loopback_out(self, link: str) -> None:
-        """Let packets from 127.0.0.0/8 leave by the link, so that ports published there reach the container.
+    def let_loopback_out(self, link: str, family: int) -> None:
+        """Let packets from the host's loopback addresses leave by the link, so that ports published there work.
 
-        It also lets packets for these addresses in; the firewall's chain `raw` drops them, and has to be there.
+        In IPv4 it also lets packets for these addresses in; the firewall's chain `raw` drops them, and has to be
+        there. In IPv6 answers to ::1 need a local route; where bridged frames pass the firewall first, the kernel
+        drops them all the same, for they come in with that address.
         """
-        sysctl.write(f"ipv4/conf/{link}/route_localnet", "1")
+        if family == 4:
+            sysctl.write(f"ipv4/conf/{link}/route_localnet", "1")
+        elif sysctl.read("bridge/bridge-nf-call-ip6tables") == "1":
+            log.info("ports are not published at ::1: net.bridge.bridge-nf-call-ip6tables is 1 here")
+        elif (found := self._host.link(link)) is not None:
+            self._host.add_local_route(found.index, _LOOPBACK6)
 
     def count_ports(self, bridge: str) -> int:
         """How many ports the bridge has."""

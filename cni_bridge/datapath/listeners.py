@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -10,9 +11,10 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
+from cni_bridge.cni.errors import KernelRefused
 from cni_bridge.cni.ports import Protocol
 from cni_bridge.datapath.conntrack import NUMBER
-from cni_bridge.datapath.netlink_messages import NLM_F_DUMP, ask
+from cni_bridge.netlink_messages import NLM_F_DUMP, ask
 from ipam.api import Address
 
 _NETLINK_SOCK_DIAG = 4
@@ -54,8 +56,18 @@ def listeners(protocols: Iterable[Protocol]) -> Iterator[Listener]:
         for family, number in ((socket.AF_INET, 4), (socket.AF_INET6, 6)):
             # struct inet_diag_req_v2: family, protocol, extensions, padding, states, and no socket in particular
             question = struct.pack("=BBBBI48x", family, NUMBER[protocol], 0, 0, _LISTENING[protocol])
-            for answer in ask(_NETLINK_SOCK_DIAG, _SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, question, what="list sockets"):
+            for answer in _ask_if_there(question):
                 yield _listener(protocol, family, number, answer)
+
+
+def _ask_if_there(question: bytes) -> list[bytes]:
+    """The sockets; none where the kernel has no such protocol."""
+    try:
+        return ask(_NETLINK_SOCK_DIAG, _SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, question, what="list sockets")
+    except KernelRefused as error:
+        if error.errno in (errno.ENOENT, errno.EPROTONOSUPPORT):
+            return []
+        raise
 
 
 def _listener(protocol: Protocol, family: int, number: int, answer: bytes) -> Listener:

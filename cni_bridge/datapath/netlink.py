@@ -37,6 +37,7 @@ _ROOT = 0x10000  # 1:, the handle of a root discipline
 _INGRESS = 0xFFFF0000  # ffff:, that of ingress
 _TC_H_INGRESS = 0xFFFFFFF1
 _ETH_P_ALL = 3
+_RTN_LOCAL = 2
 RT_TABLE_LOCAL = 255  # rtnetlink(7)
 _AF = {4: 2, 6: 10}
 
@@ -320,6 +321,14 @@ class Netlink:
         }
         via = f" via {route.gw}" if route.gw is not None else ""
         return self._unless_there(f"add route {route.dst}{via}", lambda: self._ip.route("append", **values))
+
+    def add_local_route(self, index: int, address: Address) -> bool:
+        """Have the host take packets for the address that come in by the link; False if it does already."""
+        values = {"dst": f"{address}/{address.max_prefixlen}", "oif": index, "type": _RTN_LOCAL}
+        return self._unless_there(
+            f"add a local route to {address} on link {index}",
+            lambda: self._ip.route("add", family=_AF[address.version], table=RT_TABLE_LOCAL, **values),
+        )
 
     def routes(self, index: int) -> list[Route]:
         """The routes over the link in every table but the local one."""

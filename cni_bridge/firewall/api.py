@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from cni_bridge.policy import Policy, Publication
@@ -33,7 +33,7 @@ class Firewall(Protocol):
     def forget(self, owner: Owner) -> None:
         """Remove the owner's rules, found by their marks: for when nothing tells what they are."""
 
-    def claimed(self, publications: Iterable[Publication], owner: Owner) -> dict[Publication, str]:
+    def claimed(self, publications: Collection[Publication], owner: Owner) -> dict[Publication, str]:
         """The publications of whose host ports another owner has one, with that owner's tag."""
 
     def forget_link(self, network: str) -> None:

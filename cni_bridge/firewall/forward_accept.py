@@ -17,6 +17,7 @@ from typing import Any
 
 from cni_bridge.cni.errors import FirewallFailed
 from cni_bridge.firewall.libnftables import Nftables, NftError
+from cni_bridge.firewall.nftables_lookup import drops_by_default
 from cni_bridge.tag import MARK, network_tag
 
 log = logging.getLogger(__name__)
@@ -78,10 +79,9 @@ def _rules(network: str, link: str) -> Iterator[tuple[str, ...]]:
 def _chains(nft: Nftables, *, dropping: bool = False) -> Iterator[_Chain]:
     """The chains of both variants of iptables, or those that drop."""
     for family, table in _TABLES.items():
-        forward = _query(nft, f"chain {table} FORWARD")
-        drops = any(each["chain"].get("policy") == "drop" for each in forward if "chain" in each)
         tool = _found(f"{_TOOLS[family]}-nft", _TOOLS[family])
-        if forward and tool and (drops or not dropping):
+        asked = tool and (not dropping or drops_by_default(table, "FORWARD"))
+        if asked and (forward := _query(nft, f"chain {table} FORWARD")):
             user = _query(nft, f"chain {table} DOCKER-USER")
             rules = [each["rule"] for each in user or forward if "rule" in each]
             accepts = frozenset(found for each in rules if (found := _accepted(each["expr"])))

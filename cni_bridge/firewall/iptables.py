@@ -12,7 +12,7 @@ process when it is displeased. So each family's transaction runs in a forked chi
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ class IptablesFirewall:
         """See `Firewall.forget`."""
         self.evict(owner_key(owner))
 
-    def claimed(self, publications: Iterable[Publication], owner: Owner) -> dict[Publication, str]:
+    def claimed(self, publications: Collection[Publication], owner: Owner) -> dict[Publication, str]:
         """See `Firewall.claimed`; ports are published by nftables only."""
         return {}
 

@@ -6,13 +6,11 @@ transaction, so a flush is repaired by the next attachment.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
-from cni_bridge.cni.errors import FirewallFailed
+from cni_bridge.cni.errors import CniError, FirewallFailed
 from cni_bridge.firewall.forward_accept import (
     ensure_forward_accepted,
     forget_forward_accept,
@@ -20,17 +18,20 @@ from cni_bridge.firewall.forward_accept import (
 )
 from cni_bridge.firewall.libnftables import Nftables, NftError
 from cni_bridge.firewall.nftables_elements import (
+    Claims,
     Element,
+    declared_types,
     is_run,
     link_elements,
-    listed,
     owned_elements,
-    publishing_elements,
 )
 from cni_bridge.firewall.nftables_layout import INET, LINK_SETS, TABLES, render_base, rule_comment
+from cni_bridge.firewall.nftables_lookup import element_comment, elements, has_table, rule_comments
 from cni_bridge.policy import Policy, Publication
-from cni_bridge.tag import key_of_tag, network_tag, owner_key
+from cni_bridge.tag import MARK, key_of_tag, network_tag, owner_key
 from ipam.api import Address, Owner
+
+_FEW = 32  # ports that are looked up one by one; for more, the maps are listed
 
 
 class NftablesFirewall:
@@ -59,7 +60,7 @@ class NftablesFirewall:
 
     def is_flushed(self) -> bool:
         """See `Firewall.is_flushed`."""
-        return not self.unusable() and f"table {INET}\n" not in self._connect().run("list tables")
+        return not self.unusable() and not has_table(INET)
 
     def remove(self, policy: Policy) -> None:
         """See `Firewall.remove`."""
@@ -86,13 +87,18 @@ class NftablesFirewall:
             f"nftables element {each.key} of {each.container} is there and should not be" for each in surplus
         ]
 
-    def claimed(self, publications: Iterable[Publication], owner: Owner) -> dict[Publication, str]:
+    def claimed(self, publications: Collection[Publication], owner: Owner) -> dict[Publication, str]:
         """See `Firewall.claimed`."""
-        own = owner_key(owner)
-        found = (
-            (each, next((tag for tag in self._holders(each) if key_of_tag(tag) != own), "")) for each in publications
-        )
-        return {each: tag for each, tag in found if tag}
+        own, found = owner_key(owner), {}
+        for family in {each.address.version for each in publications}:
+            asked = [each for each in publications if each.address.version == family]
+            few = sum(each.count for each in asked) <= _FEW and not any(map(is_run, asked))
+            claims = Claims(self._looked_up(asked, family) if few else self._listed_publications(family))
+            for each in asked:
+                tags = (tag for tag in claims.meeting(each) if key_of_tag(tag) != own)
+                if tag := next(tags, ""):
+                    found[each] = tag
+        return found
 
     def collect(self, network: str, keep: frozenset[Owner]) -> None:
         """See `Firewall.collect`."""
@@ -109,8 +115,7 @@ class NftablesFirewall:
         if self.unusable():
             return
         own = network_tag(network)
-        listed_links = self._listed(INET, "networks", LINK_SETS["networks"])
-        links = [each.key.strip('"') for each in listed_links if key_of_tag(each.comment) == own]
+        links = [each.key.strip('"') for each in self._listed(INET, "networks") if key_of_tag(each.comment) == own]
         self._sweep(lambda each: key_of_tag(each.comment) == own, only=LINK_SETS)
         if links:
             forget_forward_accept(self._connect(), network, links)
@@ -122,16 +127,16 @@ class NftablesFirewall:
     def unusable(self) -> str:
         """See `Firewall.unusable`."""
         try:
-            self._connect().run("list tables")
-        except (FirewallFailed, NftError) as error:
-            return str(error)
+            self._connect()
+            has_table(INET)
+        except CniError as error:
+            return error.msg
         return ""
 
     def _base(self, table: str) -> Iterator[str]:
         """The rules of the base that are missing, in words."""
         for chain in TABLES[table].chains:
-            listing = self._list(f"chain {table} {chain.name}") if chain.rules else []
-            present = {each["rule"].get("comment") for each in listing if "rule" in each}
+            present = rule_comments(table, chain.name)
             for comment in map(rule_comment, chain.rules):
                 if comment not in present:
                     yield f'nftables rule "{comment}" of chain {chain.name} in table {table}'
@@ -143,9 +148,9 @@ class NftablesFirewall:
         for table in TABLES.values():
             commands = [
                 each.delete()
-                for name, declaration in table.sets.items()
+                for name in table.sets
                 if not only or name in only
-                for each in self._listed(table.name, name, declaration)
+                for each in self._listed(table.name, name)
                 if stale(each)
             ]
             if commands:
@@ -160,62 +165,40 @@ class NftablesFirewall:
                 if former and former != owner_key(policy.owner):
                     self._sweep(partial(_is_about, former, address))
 
-    def _holders(self, publication: Publication) -> Iterator[str]:
-        """The tags of who has a port of the publication.
+    def _looked_up(self, publications: Iterable[Publication], family: int) -> Iterator[Element]:
+        """The elements that lead one of these ports somewhere, found by their keys where those are known.
 
-        What is published at every address has it at each, and the other way round.
+        What is published at every address has a port at each, and the other way round.
         """
-        for element in publishing_elements(publication, ""):
-            if comment := self._comment(element):
-                yield comment
-        for other in self._overlapping(publication, publication.address.version):
-            yield other.comment
-
-    def _overlapping(self, publication: Publication, family: int) -> Iterator[Element]:
-        """The elements of other maps than its own that lead one of the publication's ports somewhere."""
-        listed_maps = {f"publish{run}{at}{family}" for run in ("", "_run") for at in ("", "_at")}
-        if not is_run(publication):
-            # By the key where it is known; only what is published at one address each has keys that are not.
-            listed_maps = (
-                set() if publication.host_ip is not None else {f"publish_at{family}", f"publish_run_at{family}"}
-            )
+        for publication in publications:
             for port in range(publication.host_port, publication.host_port + publication.count):
                 key = f"{publication.protocol} . {port}"
-                looks = [(f"publish_run{family}", key)]
+                looks = [(f"publish{family}", key), (f"publish_run{family}", key)]
                 if publication.host_ip is not None:
-                    looks += [(f"publish{family}", key), (f"publish_run_at{family}", f"{publication.host_ip} . {key}")]
+                    at = f"{publication.host_ip} . {key}"
+                    looks += [(f"publish_at{family}", at), (f"publish_run_at{family}", at)]
                 for name, look in looks:
                     element = Element(table=INET, set_name=name, key=look, comment="")
                     if comment := self._comment(element):
                         yield replace(element, comment=comment)
-        for name in sorted(listed_maps):
-            for each in self._listed(INET, name, "map"):
-                if _meets(each.key, publication):
-                    yield each
+        if any(each.host_ip is None for each in publications):
+            for name in (f"publish_at{family}", f"publish_run_at{family}"):  # at which addresses is not known
+                yield from self._listed(INET, name)
 
-    def _listed(self, table: str, name: str, declaration: str) -> Iterator[Element]:
-        return listed(table, name, self._list(f"{declaration.split()[0]} {table} {name}"))
+    def _listed_publications(self, family: int) -> Iterator[Element]:
+        """Every element that leads a port somewhere."""
+        for name in (f"publish{run}{at}{family}" for run in ("", "_run") for at in ("", "_at")):
+            yield from self._listed(INET, name)
+
+    def _listed(self, table: str, name: str) -> Iterator[Element]:
+        """The elements of the set or map that are ours."""
+        for key, data, comment in elements(table, name, *declared_types(table, name)):
+            if comment.startswith(MARK):
+                yield Element(table=table, set_name=name, key=key, comment=comment, data=data)
 
     def _comment(self, element: Element) -> str:
         """The comment of an element, found by its key; empty if it is not there."""
-        try:
-            # As text: it ignores JSON.
-            printed = self._connect().run(f"get element {element.container} {{ {element.key} }}")
-        except NftError as error:
-            if error.missing:
-                return ""
-            raise FirewallFailed(f"nftables: cannot read set {element.container}: {error}") from None
-        found = re.search(r'comment "([^"]*)"', printed)
-        return found[1] if found is not None else ""
-
-    def _list(self, what: str) -> list[dict[str, Any]]:
-        """The listing of a table's part; empty if it is not there."""
-        try:
-            return self._connect().query(f"list {what}")
-        except NftError as error:
-            if error.missing:
-                return []
-            raise FirewallFailed(f"nftables: cannot list {what}: {error}") from None
+        return element_comment(element.table, element.set_name, element.key, element.types)
 
     def _run(self, commands: str, purpose: str) -> None:
         try:
@@ -257,15 +240,3 @@ def _is_about(key: str, address: Address, element: Element) -> bool:
     """Whether the element is of the owner with that key and for the address."""
     parts = {element.key.partition(" ")[0], element.data.partition(" ")[0]}
     return key_of_tag(element.comment) == key and str(address) in parts
-
-
-def _meets(key: str, publication: Publication) -> bool:
-    """Whether the key of a publishing map is for one of the publication's ports."""
-    *host_ip, protocol, ports = key.split(" . ")
-    if protocol != publication.protocol or (
-        host_ip and publication.host_ip is not None and host_ip[0] != str(publication.host_ip)
-    ):
-        return False
-    first, _, last = ports.partition("-")
-    end = publication.host_port + publication.count
-    return int(first) < end and publication.host_port <= int(last or first)

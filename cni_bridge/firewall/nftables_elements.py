@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from cni_bridge.firewall.nftables_layout import BRIDGE, INET, TABLES
 from cni_bridge.policy import LinkPolicy, Policy, Publication, Shield, SpoofCheck
@@ -27,6 +26,11 @@ class Element:
     comment: str
     data: str = ""
     exclusive: bool = False
+
+    @property
+    def types(self) -> list[str]:
+        """The types of the key's parts."""
+        return declared_types(self.table, self.set_name)[0]
 
     @property
     def container(self) -> str:
@@ -179,24 +183,36 @@ def _link(policy: LinkPolicy, tag: str) -> tuple[tuple[Element, ...], tuple[Elem
     return wanted, tuple(each for each, there in choices.items() if there is False)
 
 
-def listed(table: str, set_name: str, objects: list[dict[str, Any]]) -> Iterator[Element]:
-    """The elements in a listing of the set or map; those without a comment are not ours."""
-    links = [each == "ifname" for each in TABLES[table].sets[set_name].partition("type ")[2].split() if each != "."]
-    for each in objects:
-        for wrapped in (each.get("set") or each.get("map") or {}).get("elem", ()):
-            inner = wrapped[0] if isinstance(wrapped, list) else wrapped
-            element = inner.get("elem", {}) if isinstance(inner, dict) else {}
-            if "comment" in element:
-                data = _text(wrapped[1], []) if isinstance(wrapped, list) else ""
-                key = _text(element["val"], links)
-                yield Element(table=table, set_name=set_name, key=key, comment=element["comment"], data=data)
+def declared_types(table: str, set_name: str) -> tuple[list[str], list[str]]:
+    """The types of the key's parts, and of the data's."""
+    declared = TABLES[table].sets[set_name].partition("type ")[2].partition(";")[0]
+    key, _, data = declared.partition(" : ")
+    return key.split(" . "), data.split(" . ") if data else []
 
 
-def _text(value: Any, links: list[bool]) -> str:
-    """The value as nftables text; link names are quoted."""
-    parts = value["concat"] if isinstance(value, Mapping) and "concat" in value else [value]
-    links = links + [False] * len(parts)
-    return " . ".join(
-        f'"{part}"' if link else "-".join(map(str, part["range"])) if isinstance(part, Mapping) else str(part)
-        for part, link in zip(parts, links, strict=False)
-    )
+class Claims:
+    """Who has which host port, by the elements of the publishing maps of one family."""
+
+    def __init__(self, elements: Iterable[Element]) -> None:
+        self._single: dict[tuple[str, int], list[tuple[str, str]]] = {}
+        self._runs: list[tuple[str, int, int, str, str]] = []
+        for each in elements:
+            *host_ip, protocol, ports = each.key.split(" . ")
+            where = host_ip[0] if host_ip else ""
+            first, _, last = ports.partition("-")
+            if last:
+                self._runs.append((protocol, int(first), int(last), where, each.comment))
+            else:
+                self._single.setdefault((protocol, int(first)), []).append((where, each.comment))
+
+    def meeting(self, publication: Publication) -> Iterator[str]:
+        """The comments of the elements that are for one of the publication's ports, at one of its addresses."""
+        at, end = str(publication.host_ip or ""), publication.host_port + publication.count
+        for port in range(publication.host_port, end):
+            for where, comment in self._single.get((publication.protocol, port), ()):
+                if not at or where in ("", at):
+                    yield comment
+        for protocol, first, last, where, comment in self._runs:
+            overlaps = protocol == publication.protocol and first < end and publication.host_port <= last
+            if overlaps and (not at or where in ("", at)):
+                yield comment

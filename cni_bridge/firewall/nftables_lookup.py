@@ -1,0 +1,182 @@
+"""Looks single things of nftables up by netlink: libnftables reads every set of the host before it answers.
+
+The messages are those of include/uapi/linux/netfilter/nf_tables.h; comments are kept as libnftnl does.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Iterator
+from ipaddress import ip_address
+
+from cni_bridge.cni.errors import KernelRefused
+from cni_bridge.netlink_messages import (
+    NLM_F_ACK,
+    NLM_F_DUMP,
+    ask,
+    attribute,
+    iterate_attributes,
+    nested,
+    parse_attributes,
+)
+
+_NETLINK_NETFILTER = 12
+_SUBSYSTEM = 10 << 8  # NFNL_SUBSYS_NFTABLES
+_GET_TABLE, _GET_CHAIN, _GET_RULE, _GET_ELEMENT = (_SUBSYSTEM | number for number in (1, 4, 7, 13))
+_FAMILY = {"inet": 1, "ip": 2, "bridge": 7, "ip6": 10}
+_TABLE, _SECOND = 1, 2  # NFTA_RULE_TABLE and others; NFTA_RULE_CHAIN, NFTA_SET_ELEM_LIST_SET
+_CHAIN_NAME, _CHAIN_POLICY = 3, 5
+_RULE_USERDATA, _ELEMENT_USERDATA = 7, 6
+_DATA, _KEY_END = 2, 10
+_ELEMENTS, _ELEMENT, _KEY, _VALUE = 3, 1, 1, 1  # NFTA_SET_ELEM_LIST_ELEMENTS, NFTA_LIST_ELEM, …_KEY, NFTA_DATA_VALUE
+_COMMENT = 0  # NFTNL_UDATA_RULE_COMMENT, NFTNL_UDATA_SET_ELEM_COMMENT
+_POLICY_DROP = bytes(4)
+_PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP, "sctp": socket.IPPROTO_SCTP}
+_LINK_NAME_SIZE = 16
+_SIZES = {"ifname": 16, "inet_proto": 1, "inet_service": 2, "ether_addr": 6, "ipv4_addr": 4, "ipv6_addr": 16}
+
+
+def has_table(table: str) -> bool:
+    """Whether the table, such as `inet filter`, is there; `KernelRefused` where there is no nftables."""
+    family, name = table.split()
+    answers = ask(_NETLINK_NETFILTER, _GET_TABLE, NLM_F_DUMP, _header(family), what="list nftables tables")
+    return any(_text(parse_attributes(each[4:])[_TABLE]) == name for each in answers)
+
+
+def drops_by_default(table: str, chain: str) -> bool:
+    """Whether the chain is there and has the policy drop."""
+    family, name = table.split()
+    question = _header(family) + attribute(_TABLE, _string(name)) + attribute(_CHAIN_NAME, _string(chain))
+    answers = _ask_one(_GET_CHAIN, question, f"read chain {chain} of {table}")
+    return any(parse_attributes(each[4:]).get(_CHAIN_POLICY) == _POLICY_DROP for each in answers)
+
+
+def rule_comments(table: str, chain: str) -> list[str]:
+    """The comments of the chain's rules, in order; none if it is not there."""
+    family, name = table.split()
+    question = _header(family) + attribute(_TABLE, _string(name)) + attribute(_SECOND, _string(chain))
+    try:
+        answers = ask(_NETLINK_NETFILTER, _GET_RULE, NLM_F_DUMP, question, what=f"list chain {chain} of {table}")
+    except KernelRefused as error:
+        if error.errno == errno.ENOENT:
+            return []
+        raise
+    return [_comment(parse_attributes(each[4:]).get(_RULE_USERDATA, b"")) for each in answers]
+
+
+def element_comment(table: str, set_name: str, key: str, types: list[str]) -> str:
+    """The comment of the element with that key, as nftables text, of a set of these types; empty if it is not there."""
+    family, name = table.split()
+    question = _header(family) + attribute(_TABLE, _string(name)) + attribute(_SECOND, _string(set_name))
+    question += nested(_ELEMENTS, nested(_ELEMENT, nested(_KEY, attribute(_VALUE, pack_key(key, types)))))
+    answers = _ask_one(_GET_ELEMENT, question, f"read set {set_name} of {table}")
+    for each in answers:
+        elements = parse_attributes(each[4:]).get(_ELEMENTS, b"")
+        element = parse_attributes(parse_attributes(elements).get(_ELEMENT, b""))
+        return _comment(element.get(_ELEMENT_USERDATA, b""))
+    return ""
+
+
+def elements(table: str, set_name: str, types: list[str], data_types: list[str]) -> Iterator[tuple[str, str, str]]:
+    """Every element of the set or map: its key and its data as nftables text, and its comment."""
+    family, name = table.split()
+    question = _header(family) + attribute(_TABLE, _string(name)) + attribute(_SECOND, _string(set_name))
+    try:
+        answers = ask(_NETLINK_NETFILTER, _GET_ELEMENT, NLM_F_DUMP, question, what=f"list set {set_name} of {table}")
+    except KernelRefused as error:
+        if error.errno == errno.ENOENT:
+            return
+        raise
+    for answer in answers:
+        for _, packed in iterate_attributes(parse_attributes(answer[4:]).get(_ELEMENTS, b"")):
+            element = parse_attributes(packed)
+            key = _value(element.get(_KEY, b""))
+            end = _value(element.get(_KEY_END, b"")) or key
+            data = unpack(_value(element.get(_DATA, b"")), data_types)
+            yield _range(unpack(key, types), unpack(end, types)), data, _comment(element.get(_ELEMENT_USERDATA, b""))
+
+
+def _value(nested_value: bytes) -> bytes:
+    return parse_attributes(nested_value).get(_VALUE, b"")
+
+
+def _range(first: str, last: str) -> str:
+    """A key of an interval set: the parts that differ as ranges."""
+    pairs = zip(first.split(" . "), last.split(" . "), strict=True)
+    return " . ".join(one if one == other else f"{one}-{other}" for one, other in pairs)
+
+
+def unpack(value: bytes, types: list[str]) -> str:
+    """A key or data of these types as nftables text: the inverse of `pack_key`."""
+    parts, position = [], 0
+    for kind in types if value else ():
+        size = _SIZES[kind]
+        parts.append(_unpack(value[position : position + size], kind))
+        position += size + (-size % 4)
+    return " . ".join(parts)
+
+
+def _unpack(part: bytes, kind: str) -> str:
+    match kind:
+        case "ifname":
+            return f'"{_text(part)}"'
+        case "inet_proto":
+            return next((name for name, number in _PROTOCOLS.items() if number == part[0]), str(part[0]))
+        case "inet_service":
+            return str(int.from_bytes(part, "big"))
+        case "ether_addr":
+            return part.hex(":")
+    return str(ip_address(part))
+
+
+def pack_key(key: str, types: list[str]) -> bytes:
+    """The key as the kernel has it: each part of several padded to 4 bytes."""
+    parts = key.split(" . ")
+    packed = [_pack(part, kind) for part, kind in zip(parts, types, strict=True)]
+    return packed[0] if len(packed) == 1 else b"".join(each + bytes(-len(each) % 4) for each in packed)
+
+
+def _pack(part: str, kind: str) -> bytes:
+    match kind:
+        case "ifname":
+            return part.strip('"').encode().ljust(_LINK_NAME_SIZE, b"\0")
+        case "inet_proto":
+            return bytes([_PROTOCOLS[part]])
+        case "inet_service":
+            return int(part.partition("-")[0]).to_bytes(2, "big")
+        case "ether_addr":
+            return bytes.fromhex(part.replace(":", ""))
+    return ip_address(part).packed
+
+
+def _ask_one(kind: int, question: bytes, what: str) -> list[bytes]:
+    try:
+        return ask(_NETLINK_NETFILTER, kind, NLM_F_ACK, question, what=what)
+    except KernelRefused as error:
+        if error.errno == errno.ENOENT:
+            return []
+        raise
+
+
+def _header(family: str) -> bytes:
+    return bytes([_FAMILY[family], 0, 0, 0])
+
+
+def _string(text: str) -> bytes:
+    return text.encode() + b"\0"
+
+
+def _text(value: bytes) -> str:
+    return value.rstrip(b"\0").decode(errors="replace")
+
+
+def _comment(userdata: bytes) -> str:
+    """The comment in the user data of a rule or an element: entries of type, length and value."""
+    position = 0
+    while position + 2 <= len(userdata):
+        kind, length = userdata[position], userdata[position + 1]
+        if kind == _COMMENT:
+            return _text(userdata[position + 2 : position + 2 + length])
+        position += 2 + length
+    return ""
