@@ -15,6 +15,7 @@ test: .venv/installed
 
 bench: .venv/installed
 	$(BIN)/python -m tests.perf.bench_ipam
+	$(BIN)/python -m tests.perf.bench_ports
 
 lint: .venv/installed
 	$(BIN)/ruff check .

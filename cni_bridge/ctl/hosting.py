@@ -21,7 +21,7 @@ from ipam.settings import Settings
     "--name",
     "names",
     multiple=True,
-    type=click.Choice(list(Plugin)),
+    type=click.Choice([each.value for each in Plugin]),
     help="Only this plugin; may be repeated. By default all of them.",
 )
 @yes_option
