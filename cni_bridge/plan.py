@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_network
 
@@ -310,7 +310,12 @@ def _spoof_check(conf: NetConf, owner: Owner, addresses: tuple[Address, ...]) ->
 
 
 def plan_publications(
-    mappings: Iterable[PortMapping], addresses: Iterable[Address], *, snat: bool, masquerade_all: bool
+    mappings: Iterable[PortMapping],
+    addresses: Iterable[Address],
+    *,
+    snat: bool,
+    masquerade_all: bool,
+    conditions: Mapping[int, str] | None = None,
 ) -> Iterator[Publication]:
     """Each mapping for the container's first address of each family that it is meant for."""
     first = {each.version: each for each in reversed(tuple(addresses))}
@@ -329,6 +334,7 @@ def plan_publications(
                 count=mapping.count,
                 snat=snat,
                 masquerade_all=masquerade_all,
+                condition=(conditions or {}).get(family, ""),
             )
 
 

@@ -36,7 +36,7 @@ class Publication:
 
     `host_ip` None means every address of the container's family. Traffic that comes from this host by its loopback
     address, or from the container's own link, gets the host's address as its source if `snat`; all does with
-    `masquerade_all`.
+    `masquerade_all`. `condition`: what else must be so, in nftables' words; then others may have the port too.
     """
 
     protocol: Protocol
@@ -47,6 +47,7 @@ class Publication:
     count: int = 1
     snat: bool = True
     masquerade_all: bool = False
+    condition: str = ""
 
     def __str__(self) -> str:
         ports = str(self.host_port) if self.count == 1 else f"{self.host_port}-{self.host_port + self.count - 1}"

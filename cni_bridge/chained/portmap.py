@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 
 from cni_bridge.chained_state import Chained
@@ -23,6 +24,7 @@ from ipam.api import Address
 log = logging.getLogger(__name__)
 
 _MAX_MARK_BIT = 31
+_CONDITION = re.compile(r"[A-Za-z0-9_./:,@=<>{}\" -]+")  # nothing that would end a rule or begin a comment
 
 
 class Portmap:
@@ -40,7 +42,11 @@ class Portmap:
             return None
         wanted = tuple(
             plan_publications(
-                mappings, addresses, snat=config.boolean("snat", True), masquerade_all=config.boolean("masqAll")
+                mappings,
+                addresses,
+                snat=config.boolean("snat", True),
+                masquerade_all=config.boolean("masqAll"),
+                conditions={family: _condition(config, f"conditionsV{family}") for family in (4, 6)},
             )
         )
         await restore_if_flushed(rt)
@@ -89,11 +95,22 @@ def _require_known_options(config: Fields) -> None:
     if backend not in ("", "iptables", "nftables"):
         raise InvalidConfig(f'{config.at("backend")} "{backend}" is none of iptables, nftables')
     config.integer("markMasqBit", 13, low=0, high=_MAX_MARK_BIT)  # no mark is needed to masquerade
-    for key in ("conditionsV4", "conditionsV6", "externalSetMarkChain"):
-        if config.strings(key) if key != "externalSetMarkChain" else config.string(key):
-            raise InvalidConfig(
-                f"{config.at(key)} is not supported", "ports are published by sets and maps of nftables"
-            )
+    if config.string("externalSetMarkChain"):
+        raise InvalidConfig(
+            f"{config.at('externalSetMarkChain')} is not supported", "no mark is needed to masquerade in nftables"
+        )
+
+
+def _condition(config: Fields, key: str) -> str:
+    """The words of a condition as one; those of iptables have no meaning here."""
+    words = config.strings(key)
+    for position, each in enumerate(words):
+        path = f"{config.at(key)}[{position}]"
+        if each[:1] in ("-", "!"):
+            raise InvalidConfig(f'{path} "{each}" is an option of iptables', "use the words of nftables")
+        if not _CONDITION.fullmatch(each):
+            raise InvalidConfig(f'{path} "{each}" has characters that are no part of a condition of nftables')
+    return " ".join(words)
 
 
 def _addresses(previous: Result, ifname: str) -> Iterator[Address]:

@@ -20,13 +20,14 @@ from cni_bridge.firewall.libnftables import Nftables, NftError
 from cni_bridge.firewall.nftables_elements import (
     Claims,
     Element,
+    conditional_rules,
     declared_types,
     is_run,
     link_elements,
     owned_elements,
 )
-from cni_bridge.firewall.nftables_layout import INET, LINK_SETS, TABLES, render_base, rule_comment
-from cni_bridge.firewall.nftables_lookup import element_comment, elements, has_table, rule_comments
+from cni_bridge.firewall.nftables_layout import CONDITIONAL_CHAIN, INET, LINK_SETS, TABLES, render_base, rule_comment
+from cni_bridge.firewall.nftables_lookup import element_comment, elements, has_table, rule_comments, rule_handles
 from cni_bridge.policy import Policy, Publication
 from cni_bridge.tag import MARK, key_of_tag, network_tag, owner_key
 from ipam.api import Address, Owner
@@ -43,7 +44,8 @@ class NftablesFirewall:
     def apply(self, policy: Policy) -> None:
         """See `Firewall.apply`."""
         self._evict_former_owners(policy)
-        self._run(_render([policy]), f"apply the rules of {policy.owner}")
+        stale = self._conditional_rules(owner_key(policy.owner))
+        self._run("\n".join([*stale, _render([policy])]), f"apply the rules of {policy.owner}")
         if policy.link is not None:
             ensure_forward_accepted(self._connect(), policy.owner.network, policy.link.link)
 
@@ -54,7 +56,9 @@ class NftablesFirewall:
             for each in policies
             for held in [self.claimed(each.publications, each.owner)]
         ]
-        self._run(_render(taken), f"restore the rules of {len(policies)} attachments")
+        keys = {owner_key(each.owner) for each in policies if any(conditional_rules(each))}
+        stale = [command for key in keys for command in self._conditional_rules(key)]
+        self._run("\n".join([*stale, _render(taken)]), f"restore the rules of {len(policies)} attachments")
         for network, link in {(each.owner.network, each.link.link) for each in policies if each.link is not None}:
             ensure_forward_accepted(self._connect(), network, link)
 
@@ -67,6 +71,7 @@ class NftablesFirewall:
         own = owner_key(policy.owner)
         # It may be another owner's by now.
         commands = [each.delete() for each in owned_elements(policy) if key_of_tag(self._comment(each)) == own]
+        commands += self._conditional_rules(own) if any(conditional_rules(policy)) else []
         if commands:
             self._run("\n".join(commands), f"remove the rules of {policy.owner}")
 
@@ -82,6 +87,9 @@ class NftablesFirewall:
         found += [f"nftables element {each.key} of {each.container}" for each in differing]
         if policy.link is not None:
             found += missing_forward_accept(self._connect(), policy.owner.network, policy.link.link)
+        conditional = list(conditional_rules(policy))
+        if conditional and len(self._conditional_rules(own)) != len(conditional):
+            found.append(f"nftables rules in chain {CONDITIONAL_CHAIN} that publish on a condition")
         surplus = [each for each in unwanted if key_of_tag(self._comment(each)) == network]
         return found + [
             f"nftables element {each.key} of {each.container} is there and should not be" for each in surplus
@@ -91,7 +99,7 @@ class NftablesFirewall:
         """See `Firewall.claimed`."""
         own, found = owner_key(owner), {}
         for family in {each.address.version for each in publications}:
-            asked = [each for each in publications if each.address.version == family]
+            asked = [each for each in publications if each.address.version == family and not each.condition]
             few = sum(each.count for each in asked) <= _FEW and not any(map(is_run, asked))
             claims = Claims(self._looked_up(asked, family) if few else self._listed_publications(family))
             for each in asked:
@@ -145,6 +153,10 @@ class NftablesFirewall:
         """Remove what is stale, of `only` these sets if any are named; where nftables does not work, nothing is."""
         if self.unusable():
             return
+        for handle, comment in rule_handles(INET, CONDITIONAL_CHAIN) if not only else ():
+            element = Element(table=INET, set_name=CONDITIONAL_CHAIN, key="", comment=comment)
+            if stale(element):
+                self._run(f"delete rule {INET} {CONDITIONAL_CHAIN} handle {handle}", "remove stale rules")
         for table in TABLES.values():
             commands = [
                 each.delete()
@@ -190,6 +202,14 @@ class NftablesFirewall:
         for name in (f"publish{run}{at}{family}" for run in ("", "_run") for at in ("", "_at")):
             yield from self._listed(INET, name)
 
+    def _conditional_rules(self, key: str) -> list[str]:
+        """The commands that delete the owner's conditional rules."""
+        return [
+            f"delete rule {INET} {CONDITIONAL_CHAIN} handle {handle}"
+            for handle, comment in rule_handles(INET, CONDITIONAL_CHAIN)
+            if key_of_tag(comment) == key
+        ]
+
     def _listed(self, table: str, name: str) -> Iterator[Element]:
         """The elements of the set or map that are ours."""
         for key, data, comment in elements(table, name, *declared_types(table, name)):
@@ -229,6 +249,9 @@ def _render(policies: Sequence[Policy]) -> str:
         commands += list(each.replace())[:2]  # added and deleted: gone, whether it was there or not
     for each in (*owned, *wanted):
         commands += [each.add()] if each.exclusive else each.replace()
+    commands += [
+        f"add rule {INET} {CONDITIONAL_CHAIN} {rule}" for policy in policies for rule in conditional_rules(policy)
+    ]
     return "\n".join(commands)
 
 

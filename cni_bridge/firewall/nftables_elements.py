@@ -120,8 +120,23 @@ def publishing_elements(publication: Publication, tag: str) -> Iterator[Element]
         )
 
 
+def conditional_rules(policy: Policy) -> Iterator[str]:
+    """The rules that publish on a condition; what else they look at cannot be told by an element."""
+    tag = owner_tag(policy.owner)
+    for each in policy.publications:
+        if each.condition:
+            ip = "ip" if each.address.version == 4 else "ip6"
+            words = [each.condition, *([f"{ip} daddr {each.host_ip}"] if each.host_ip is not None else [])]
+            where = f"[{each.address}]" if each.address.version == 6 else str(each.address)
+            for offset in range(each.count):
+                match = " ".join([*words, f"{each.protocol} dport {each.host_port + offset}"])
+                lead = f"dnat {ip} to {where}:{each.container_port + offset}"
+                yield f'meta nfproto ipv{each.address.version} {match} {lead} comment "{tag}"'
+
+
 def _publication(publication: Publication, tag: str) -> Iterator[Element]:
-    yield from publishing_elements(publication, tag)
+    if not publication.condition:
+        yield from publishing_elements(publication, tag)
     if publication.snat:
         address = publication.address
         yield Element(table=INET, set_name=f"self{address.version}", key=f"{address} . {address}", comment=tag)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 INET = "inet cni_bridge"
 BRIDGE = "bridge cni_bridge"
 ADMIN_CHAIN = "admin"
+CONDITIONAL_CHAIN = "conditional"  # what `portmap` publishes on a condition, a rule each
 
 _PORT = "meta l4proto . th dport"
 
@@ -81,6 +82,7 @@ _NAT = Table(
     | LINK_SETS,
     chains=(
         Chain(name=ADMIN_CHAIN, hook="", rules=()),
+        Chain(name=CONDITIONAL_CHAIN, hook="", rules=()),
         Chain(
             name="raw",
             hook="type filter hook prerouting priority raw; policy accept;",
@@ -92,11 +94,14 @@ _NAT = Table(
         Chain(
             name="publish",
             hook="",
-            rules=_interleaved(
-                _both(f"dnat IP to IP daddr . {_PORT} map @publish_atN", "published at one address"),
-                _both(f"dnat IP to {_PORT} map @publishN", "published at every address"),
-                _both(f"dnat IP to IP daddr . {_PORT} map @publish_run_atN", "run published at one address"),
-                _both(f"dnat IP to {_PORT} map @publish_runN", "run published at every address"),
+            rules=(
+                f'jump {CONDITIONAL_CHAIN} comment "published on a condition"',
+                *_interleaved(
+                    _both(f"dnat IP to IP daddr . {_PORT} map @publish_atN", "published at one address"),
+                    _both(f"dnat IP to {_PORT} map @publishN", "published at every address"),
+                    _both(f"dnat IP to IP daddr . {_PORT} map @publish_run_atN", "run published at one address"),
+                    _both(f"dnat IP to {_PORT} map @publish_runN", "run published at every address"),
+                ),
             ),
         ),
         Chain(
@@ -210,7 +215,7 @@ def _base(table: Table) -> Iterator[str]:
         yield f"add {kind} {table.name} {name} {rest}"
     for chain in table.chains:
         yield f"add chain {table.name} {chain.name}" + (f" {{ {chain.hook} }}" if chain.hook else "")
-        if chain.name != ADMIN_CHAIN:
+        if chain.name not in (ADMIN_CHAIN, CONDITIONAL_CHAIN):
             yield f"flush chain {table.name} {chain.name}"
     for chain in table.chains:
         for rule in chain.rules:

@@ -27,7 +27,7 @@ _GET_TABLE, _GET_CHAIN, _GET_RULE, _GET_ELEMENT = (_SUBSYSTEM | number for numbe
 _FAMILY = {"inet": 1, "ip": 2, "bridge": 7, "ip6": 10}
 _TABLE, _SECOND = 1, 2  # NFTA_RULE_TABLE and others; NFTA_RULE_CHAIN, NFTA_SET_ELEM_LIST_SET
 _CHAIN_NAME, _CHAIN_POLICY = 3, 5
-_RULE_USERDATA, _ELEMENT_USERDATA = 7, 6
+_RULE_HANDLE, _RULE_USERDATA, _ELEMENT_USERDATA = 3, 7, 6
 _DATA, _KEY_END = 2, 10
 _ELEMENTS, _ELEMENT, _KEY, _VALUE = 3, 1, 1, 1  # NFTA_SET_ELEM_LIST_ELEMENTS, NFTA_LIST_ELEM, …_KEY, NFTA_DATA_VALUE
 _COMMENT = 0  # NFTNL_UDATA_RULE_COMMENT, NFTNL_UDATA_SET_ELEM_COMMENT
@@ -54,6 +54,10 @@ def drops_by_default(table: str, chain: str) -> bool:
 
 def rule_comments(table: str, chain: str) -> list[str]:
     """The comments of the chain's rules, in order; none if it is not there."""
+    return [_comment(each.get(_RULE_USERDATA, b"")) for each in _rules(table, chain)]
+
+
+def _rules(table: str, chain: str) -> list[dict[int, bytes]]:
     family, name = table.split()
     question = _header(family) + attribute(_TABLE, _string(name)) + attribute(_SECOND, _string(chain))
     try:
@@ -62,7 +66,15 @@ def rule_comments(table: str, chain: str) -> list[str]:
         if error.errno == errno.ENOENT:
             return []
         raise
-    return [_comment(parse_attributes(each[4:]).get(_RULE_USERDATA, b"")) for each in answers]
+    return [parse_attributes(each[4:]) for each in answers]
+
+
+def rule_handles(table: str, chain: str) -> list[tuple[int, str]]:
+    """The handles of the chain's rules, by which they are deleted, and their comments; none if it is not there."""
+    return [
+        (int.from_bytes(each[_RULE_HANDLE], "big"), _comment(each.get(_RULE_USERDATA, b"")))
+        for each in _rules(table, chain)
+    ]
 
 
 def element_comment(table: str, set_name: str, key: str, types: list[str]) -> str:
