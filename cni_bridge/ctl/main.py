@@ -7,7 +7,7 @@ import os
 import click
 from click.shell_completion import get_completion_class
 
-from cni_bridge.ctl import auditing, changing, hosting, looking, moving
+from cni_bridge.ctl import auditing, changing, hosting, looking, moving, publishing
 from ipam.settings import BadSettings, load
 
 
@@ -40,6 +40,7 @@ for command in (
     looking.show_one,
     looking.history,
     looking.attachments,
+    publishing.ports,
     changing.reserve,
     changing.unreserve,
     changing.release,
