@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_network
 
 from cni_bridge.cni.errors import InvalidConfig
@@ -274,32 +274,44 @@ def _policies(
     conf: NetConf, owner: Owner, allocation: Allocation, backend: Backend, gateway_link: str
 ) -> Iterator[Policy]:
     addresses = tuple(lease.address.ip for lease in allocation.leases)
-    protects = conf.is_gateway and backend == Backend.NFTABLES
     mode = conf.gateway_mode
     if mode is None:
-        mode = GatewayMode.NAT if protects and not conf.direct_routing else GatewayMode.NAT_UNPROTECTED
-    shields = tuple(_shields(conf, mode, addresses))
-    if conf.ip_masq and addresses:
-        links = tuple(dict.fromkeys((conf.bridge, gateway_link)))
-        yield _masquerade(owner, addresses, links, conf.ip_masq_backend or backend)
+        mode = GatewayMode.NAT if conf.is_gateway and not conf.direct_routing else GatewayMode.NAT_UNPROTECTED
+    links = tuple(dict.fromkeys((conf.bridge, gateway_link)))
     publications = tuple(plan_publications(conf.ports, addresses, snat=conf.snat, masquerade_all=conf.masquerade_all))
-    policy = Policy(
-        backend=Backend.NFTABLES,
-        owner=owner,
-        spoof_check=_spoof_check(conf, owner, addresses),
-        publications=publications if mode != GatewayMode.ROUTED else (),
-        shields=shields,
-        link=_link_policy(conf, gateway_link, protects=protects and not conf.as_reference)
-        if conf.is_gateway or conf.ports
-        else None,
+    # What masquerades may be chosen; all else is the same backend's that masquerades where nothing is.
+    nothing = Policy(backend=backend, owner=owner)
+    masquerade = replace(
+        nothing,
+        backend=conf.ip_masq_backend or backend,
+        masquerade=tuple(Masquerade(address=each, local_links=links) for each in addresses) if conf.ip_masq else (),
     )
-    if policy != Policy(backend=Backend.NFTABLES, owner=owner):
-        yield policy
+    filtered = replace(
+        nothing,
+        publications=publications if mode != GatewayMode.ROUTED else (),
+        shields=tuple(_shields(conf, mode, addresses)),
+        link=_link_policy(conf, gateway_link) if conf.is_gateway or conf.ports else None,
+    )
+    checked = replace(nothing, backend=Backend.NFTABLES, spoof_check=_spoof_check(conf, owner, addresses))
+    yield from _merged(masquerade, filtered, checked)
 
 
-def _masquerade(owner: Owner, addresses: Iterable[Address], links: tuple[str, ...], backend: Backend) -> Policy:
-    masquerade = tuple(Masquerade(address=each, local_links=links) for each in addresses)
-    return Policy(backend=backend, owner=owner, masquerade=masquerade)
+def _merged(*policies: Policy) -> Iterator[Policy]:
+    """The policies, those of one backend as one, so that it takes one transaction; none that says nothing."""
+    for backend in dict.fromkeys(each.backend for each in policies):
+        whole = Policy(backend=backend, owner=policies[0].owner)
+        for each in policies:
+            if each.backend == backend:
+                whole = replace(
+                    whole,
+                    masquerade=whole.masquerade or each.masquerade,
+                    publications=whole.publications or each.publications,
+                    shields=whole.shields or each.shields,
+                    link=whole.link or each.link,
+                    spoof_check=whole.spoof_check or each.spoof_check,
+                )
+        if whole != Policy(backend=backend, owner=whole.owner):
+            yield whole
 
 
 def _spoof_check(conf: NetConf, owner: Owner, addresses: tuple[Address, ...]) -> SpoofCheck | None:
@@ -347,11 +359,11 @@ def _shields(conf: NetConf, mode: GatewayMode, addresses: Iterable[Address]) -> 
         yield Shield(address=address, routed=routed, opened=opened if routed else ())
 
 
-def _link_policy(conf: NetConf, link: str, *, protects: bool) -> LinkPolicy | None:
-    """What holds for the bridge; None if that is nothing. `protects`: it may be isolated without being asked to."""
-    isolated = protects if conf.isolated is None else conf.isolated
+def _link_policy(conf: NetConf, link: str) -> LinkPolicy | None:
+    """What holds for the bridge; None if that is nothing."""
+    isolated = conf.isolated if conf.isolated is not None else True
     asked = isolated or conf.internal or not conf.icc or conf.trusted_interfaces or conf.ports or conf.gateway_mode
-    if not asked and not protects:
+    if not asked and conf.as_reference:
         return None
     return LinkPolicy(
         link=link, isolated=isolated, internal=conf.internal, icc=conf.icc, trusted=conf.trusted_interfaces

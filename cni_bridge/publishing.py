@@ -12,6 +12,7 @@ from cni_bridge.cni.netconf import Backend
 from cni_bridge.cni.ports import Protocol
 from cni_bridge.datapath import listeners
 from cni_bridge.datapath.conntrack import end_connections
+from cni_bridge.firewall.api import Firewall
 from cni_bridge.policy import Policy, Publication, publications_of, publishing
 from cni_bridge.records import Records
 from cni_bridge.runtime import Runtime
@@ -22,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 async def claim(
-    rt: Runtime, owner: Owner, publications: Sequence[Publication], *, refuse: bool = True
+    rt: Runtime, owner: Owner, publications: Sequence[Publication], backend: Backend, *, refuse: bool = True
 ) -> tuple[tuple[Publication, ...], tuple[Publication, ...]]:
     """Those of the publications that the owner may serve, and those that wait for another attachment to go.
 
@@ -32,7 +33,7 @@ async def claim(
     if not publications:
         return (), ()
     await rt.on_host(_require_own_addresses, rt, publications)
-    waiting, conflicts = await _held_by_others(rt, owner, publications)
+    waiting, conflicts = await _held_by_others(rt, rt.firewalls[backend], owner, publications)
     rest = [each for each in publications if each not in waiting and each not in conflicts]
     listened = await rt.on_host(_listened_at, rest, owner.container_id)
     for each in (*conflicts.values(), *listened.values()):
@@ -56,7 +57,8 @@ async def _take_over(rt: Runtime, records: Records[Any], owner: Owner) -> None:
     if state is None or not state.waiting:
         return
     wanted = (*publications_of(state.policies), *state.waiting)
-    served, waiting = await claim(rt, owner, wanted, refuse=False)
+    backend = next(each.backend for each in state.policies if each.link is not None)
+    served, waiting = await claim(rt, owner, wanted, backend, refuse=False)
     state = replace(state, policies=publishing(state.policies, served), waiting=waiting)
     records.write(state)
     async with rt.rules_locked(False):
@@ -91,10 +93,9 @@ async def end_stale_connections(rt: Runtime, policies: Iterable[Policy]) -> None
 
 
 async def _held_by_others(
-    rt: Runtime, owner: Owner, publications: Sequence[Publication]
+    rt: Runtime, firewall: Firewall, owner: Owner, publications: Sequence[Publication]
 ) -> tuple[list[Publication], dict[Publication, PortConflict]]:
     """Those that another attachment of the same container serves, and those that other containers have."""
-    firewall = rt.firewalls[Backend.NFTABLES]
     waiting: list[Publication] = []
     conflicts: dict[Publication, PortConflict] = {}
     stale = True

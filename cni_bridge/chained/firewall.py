@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from cni_bridge.chained_state import Chained
 from cni_bridge.cni.errors import InvalidConfig
-from cni_bridge.cni.netconf import Backend
 from cni_bridge.cni.request import Request
 from cni_bridge.cni.result import Result
 from cni_bridge.policy import LinkPolicy, Policy
@@ -41,7 +40,7 @@ class Firewall:
                 )
             return None
         policy = Policy(
-            backend=Backend.NFTABLES,
+            backend=await rt.default_backend(),
             owner=request.owner,
             link=LinkPolicy(
                 link=link.name,

@@ -50,10 +50,13 @@ class Portmap:
             )
         )
         await restore_if_flushed(rt)
-        served, waiting = await claim(rt, request.owner, wanted, refuse=False)
+        backend = await rt.default_backend()
+        if backend == Backend.IPTABLES and any(each.condition for each in wanted):
+            raise InvalidConfig("conditionsV4 and conditionsV6 need nftables, which does not work here")
+        served, waiting = await claim(rt, request.owner, wanted, backend, refuse=False)
         link = await rt.on_host(rt.links.link_towards, addresses[0])
         policy = Policy(
-            backend=Backend.NFTABLES,
+            backend=backend,
             owner=request.owner,
             publications=served,
             link=LinkPolicy(link=link.name, shared=link.kind == "bridge") if link is not None else None,

@@ -45,7 +45,7 @@ class NetConf:
 
     `as_reference`: it was written for the reference `bridge`, which protects nothing by itself. `mtu` 0 means that of
     the default route's link; `vlan` 0 means untagged. `isolated` and `gateway_mode` are None where nothing is said:
-    what protects most, as far as nftables works here, but for `direct_routing`.
+    what protects most, but for `direct_routing`.
     """
 
     version: Version

@@ -1,32 +1,36 @@
-"""The iptables backend: legacy xtables through python-iptables, for kernels without nftables.
+"""The iptables backend: legacy xtables through python-iptables, for kernels without nftables (`iptables_rules`).
 
-    nat  POSTROUTING -> CNI-BRIDGE: for each address, RETURN on its own links, MASQUERADE elsewhere
-
-Every rule's comment is its owner's tag. xtables has no sets, so there are two rules an address; a rule is found by
-the kernel library's own comparison, not by reading the chain.
-
-libxtables serves one address family in a process, and its MASQUERADE cannot be loaded for a second; it also ends the
+libxtables serves one address family in a process, and its targets cannot be loaded for a second; it also ends the
 process when it is displeased. So each family's transaction runs in a forked child, the lock being held outside.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cni_bridge.cni.errors import CniError, Code, FirewallFailed
 from cni_bridge.firewall.apart import ChildFailed, run_apart
+from cni_bridge.firewall.iptables_rules import (
+    CHAINS,
+    MASQUERADE,
+    Rule,
+    base,
+    hooks,
+    is_of_address,
+    is_of_link,
+    link_rules,
+    owned_rules,
+    published,
+)
 from cni_bridge.firewall.xtables_lock import xtables_lock
-from cni_bridge.policy import Masquerade, Policy, Publication
-from cni_bridge.tag import MARK, key_of_tag, network_tag, owner_key, owner_tag
-from ipam.api import Owner
+from cni_bridge.policy import Policy, Publication
+from cni_bridge.tag import MARK, key_of_tag, network_tag, owner_key
+from ipam.api import Address, Owner
 
-_CHAIN = "CNI-BRIDGE"
-_HOOK = "POSTROUTING"
-_MULTICAST = {4: "224.0.0.0/4", 6: "ff00::/8"}
 _FAMILIES = (4, 6)
 # The tables that this network namespace has loaded; reading them loads none.
 _TABLE_NAMES = {4: Path("/proc/thread-self/net/ip_tables_names"), 6: Path("/proc/thread-self/net/ip6_tables_names")}
@@ -49,7 +53,7 @@ class IptablesFirewall:
             self.apply(each)
 
     def is_flushed(self) -> bool:
-        """See `Firewall.is_flushed`; to look would take longer than to apply one's own, and CHECK tells."""
+        """See `Firewall.is_flushed`; to look would take as long as to apply one's own, and CHECK tells."""
         return False
 
     def remove(self, policy: Policy) -> None:
@@ -60,21 +64,28 @@ class IptablesFirewall:
         """See `Firewall.missing`."""
         return self._each_family(policy, _missing, f"read the rules of {policy.owner}")
 
+    def claimed(self, publications: Collection[Publication], owner: Owner) -> dict[Publication, str]:
+        """See `Firewall.claimed`."""
+        found: dict[Publication, str] = {}
+        for family in {each.address.version for each in publications}:
+            asked = [each for each in publications if each.address.version == family]
+            answers = self._look(partial(_claimed, family, asked, owner_key(owner)), "read the published ports")
+            found |= {each: tag for each, tag in zip(asked, answers, strict=True) if tag}
+        return found
+
     def collect(self, network: str, keep: frozenset[Owner]) -> None:
         """See `Firewall.collect`."""
         prefix, kept = network_tag(network), {owner_key(each) for each in keep}
+        kept.add(prefix)  # what holds for the network's link: see `forget_link`
         self._sweep(lambda key: key.startswith(prefix) and key not in kept)
 
     def forget(self, owner: Owner) -> None:
         """See `Firewall.forget`."""
         self.evict(owner_key(owner))
 
-    def claimed(self, publications: Collection[Publication], owner: Owner) -> dict[Publication, str]:
-        """See `Firewall.claimed`; ports are published by nftables only."""
-        return {}
-
     def forget_link(self, network: str) -> None:
-        """See `Firewall.forget_link`; there are none in iptables."""
+        """See `Firewall.forget_link`."""
+        self.evict(network_tag(network))
 
     def evict(self, key: str) -> None:
         """See `Firewall.evict`."""
@@ -91,21 +102,24 @@ class IptablesFirewall:
 
     def _sweep(self, stale: Callable[[str], bool]) -> None:
         """Remove the rules by whose owner's key they are stale, without loading iptables where nobody uses it."""
-        for family, tables in _TABLE_NAMES.items():
-            if tables.exists() and "nat" in tables.read_text().split() and self._find_stale(family, stale):
-                self._run(partial(_remove_stale, family, stale), "remove stale rules")
-
-    def _find_stale(self, family: int, stale: Callable[[str], bool]) -> bool:
-        """Whether there is a stale rule; to look needs no lock, so nobody who holds it is waited for in vain."""
-        _load()
-        try:
-            return bool(run_apart(partial(_stale_tags, family, stale)))
-        except ChildFailed as error:
-            raise FirewallFailed(f"iptables: cannot look for stale rules: {error}") from None
+        for family, names in _TABLE_NAMES.items():
+            loaded = names.read_text().split() if names.exists() else []
+            tables = [each for each in CHAINS if each in loaded]
+            # To look needs no lock, so nobody who holds it is waited for in vain.
+            if tables and self._look(partial(_stale_tags, family, tables, stale), "look for stale rules"):
+                self._run(partial(_remove_stale, family, tables, stale), "remove stale rules")
 
     def _each_family(self, policy: Policy, transaction: Callable[[int, Policy], list[str]], purpose: str) -> list[str]:
-        families = sorted({each.address.version for each in policy.masquerade})
+        addresses = _addresses(policy)
+        families = sorted({each.version for each in addresses}) or _FAMILIES
         return [words for family in families for words in self._run(partial(transaction, family, policy), purpose)]
+
+    def _look(self, question: Callable[[], list[str]], purpose: str) -> list[str]:
+        _load()
+        try:
+            return run_apart(question)
+        except ChildFailed as error:
+            raise FirewallFailed(f"iptables: cannot {purpose}: {error}") from None
 
     def _run(self, transaction: Callable[[], list[str]], purpose: str) -> list[str]:
         """Run one family's transaction in a child, under the lock."""
@@ -123,10 +137,16 @@ class IptablesFirewall:
             raise
 
 
+def _addresses(policy: Policy) -> frozenset[Address]:
+    masqueraded, shielded = (each.address for each in policy.masquerade), (each.address for each in policy.shields)
+    return frozenset((*masqueraded, *shielded, *(each.address for each in policy.publications)))
+
+
 def _load() -> Any:
     """python-iptables, imported by this backend only, for its import runs a compiler."""
     try:
         import iptc
+        import iptc.easy
     except Exception as error:  # it raises what it likes where libxtables or libiptc is missing
         raise FirewallFailed(f"iptables: python-iptables cannot be loaded: {error}") from None
     return iptc
@@ -136,140 +156,176 @@ def _load() -> Any:
 
 
 def _apply(family: int, policy: Policy) -> list[str]:
-    table = _table(family)
-    chain = _ensure_base(table, family)
-    for each in policy.masquerade:
-        if each.address.version == family:
-            rules = _rules(each, policy.owner)
-            for other in list(chain.rules):
-                if other.src == rules[0].src:  # of an earlier request, or left there by a former owner
-                    chain.delete_rule(other)
-            for rule in rules:
-                chain.append_rule(rule)
-    table.commit()
+    wanted = (*owned_rules(policy, family), *link_rules(policy))
+    own, network, addresses = owner_key(policy.owner), network_tag(policy.owner.network), _addresses(policy)
+
+    def is_replaced(rule: Rule) -> bool:
+        """Of an earlier request, left there by a former owner of the address, or of the link as it was."""
+        if key_of_tag(rule.comment) == own or is_of_address(rule, addresses):
+            return rule.comment != MARK
+        return policy.link is not None and key_of_tag(rule.comment) == network and is_of_link(rule, policy.link.link)
+
+    for name in _tables_of(family, wanted):
+        with _Table(family, name) as table:
+            table.ensure_base()
+            table.delete(is_replaced)
+            for rule in wanted:
+                if rule.table == name:
+                    table.append(rule)
     return []
 
 
 def _remove(family: int, policy: Policy) -> list[str]:
-    table = _table(family)
-    if table.is_chain(_CHAIN):
-        chain = _load().Chain(table, _CHAIN)
-        for each in policy.masquerade:
-            if each.address.version == family:
-                for rule in _rules(each, policy.owner):
-                    _delete_if_there(chain, rule)
-        table.commit()
+    own = owner_key(policy.owner)
+    wanted = owned_rules(policy, family)
+    for name in _tables_of(family, wanted):
+        with _Table(family, name) as table:
+            table.delete(lambda rule: key_of_tag(rule.comment) == own and rule in wanted)
     return []
 
 
 def _missing(family: int, policy: Policy) -> list[str]:
-    table = _table(family)
-    if not table.is_chain(_CHAIN):
-        return [f"iptables chain {_CHAIN} of the IPv{family} nat table"]
+    wanted = (*owned_rules(policy, family), *link_rules(policy))
     found = []
-    if not _has_jump(table):
-        found.append(f"iptables jump from {_HOOK} to {_CHAIN} in the IPv{family} nat table")
-    rules = _load().Chain(table, _CHAIN).rules
-    if not _begins_with_multicast(rules, family):
-        found.append(f"iptables rule for multicast at the head of {_CHAIN} in the IPv{family} nat table")
-    present = {_signature(rule) for rule in rules}
-    return found + [
-        f"iptables rule {rule.target.name} for {each.address}"
-        for each in policy.masquerade
-        if each.address.version == family
-        for rule in _rules(each, policy.owner)
-        if _signature(rule) not in present
-    ]
+    for name in _tables_of(family, wanted):
+        with _Table(family, name) as table:
+            fixed = [each for each in (*hooks(family), *base(family)) if each.table == name]
+            present = [*table.rules(), *(rule for each in fixed for rule in table.rules_of(each.chain))]
+            found += [_words(each, family) for each in (*fixed, *wanted) if each.table == name and each not in present]
+    return found
 
 
-def _stale_tags(family: int, stale: Callable[[str], bool]) -> list[str]:
-    table = _table(family)
-    rules = _load().Chain(table, _CHAIN).rules if table.is_chain(_CHAIN) else ()
-    return [tag for tag in map(_tag, rules) if stale(key_of_tag(tag))]
+def _claimed(family: int, asked: Sequence[Publication], own: str) -> list[str]:
+    """For each publication the tag of another owner that has one of its ports, or nothing."""
+    with _Table(family, "nat") as table:
+        held = [(found, each.comment) for each in table.rules() if (found := published(each))]
+    answers = []
+    for each in asked:
+        at, end = str(each.host_ip or ""), each.host_port + each.count
+        tags = (
+            tag
+            for (protocol, first, last, where), tag in held
+            if protocol == each.protocol and first < end and each.host_port <= last
+            if (not at or where in ("", at)) and key_of_tag(tag) != own
+        )
+        answers.append(next(tags, ""))
+    return answers
 
 
-def _remove_stale(family: int, stale: Callable[[str], bool]) -> list[str]:
-    table = _table(family)
-    if table.is_chain(_CHAIN):
-        chain = _load().Chain(table, _CHAIN)
-        for rule in list(chain.rules):
-            if stale(key_of_tag(_tag(rule))):
-                chain.delete_rule(rule)
-        table.commit()
+def _stale_tags(family: int, tables: Iterable[str], stale: Callable[[str], bool]) -> list[str]:
+    found = []
+    for name in tables:
+        with _Table(family, name) as table:
+            found += [each.comment for each in table.rules() if stale(key_of_tag(each.comment))]
+    return found
+
+
+def _remove_stale(family: int, tables: Iterable[str], stale: Callable[[str], bool]) -> list[str]:
+    for name in tables:
+        with _Table(family, name) as table:
+            table.delete(lambda rule: stale(key_of_tag(rule.comment)))
     return []
 
 
 def _probe(family: int) -> list[str]:
-    _table(family)
-    return []
+    with _Table(family, "nat"):
+        return []
 
 
-def _table(family: int) -> Any:
-    """The nat table as it is now; changes wait for its commit."""
-    iptc = _load()
-    table = iptc.Table(iptc.Table.NAT) if family == 4 else iptc.Table6(iptc.Table6.NAT)
-    table.autocommit = False
-    table.refresh()
-    return table
+def _tables_of(family: int, rules: Iterable[Rule]) -> list[str]:
+    """The tables that these rules need; with host ports, that which keeps loopback addresses apart too."""
+    names = {each.table for each in rules}
+    if family == 4 and "filter" in names:
+        names.add("raw")
+    return [each for each in CHAINS if each in names]
 
 
-def _ensure_base(table: Any, family: int) -> Any:
-    iptc = _load()
-    if not table.is_chain(_CHAIN):
-        table.create_chain(_CHAIN)
-    chain = iptc.Chain(table, _CHAIN)
-    if not _begins_with_multicast(chain.rules, family):
-        chain.insert_rule(_multicast(family))
-    if not _has_jump(table):
-        iptc.Chain(table, _HOOK).append_rule(_rule(family, _CHAIN, MARK))
-    return chain
+def _words(rule: Rule, family: int) -> str:
+    target = rule.words["target"]
+    shown = target if isinstance(target, str) else next(iter(target))
+    names = [each for each in ("src", "dst", "in-interface", "out-interface") if each in rule.words]
+    about = f" for {', '.join(f'{each} {rule.words[each]}' for each in names)}" if names else ""
+    return f"iptables rule {shown}{about} in chain {rule.chain} of the IPv{family} {rule.table} table"
 
 
-def _multicast(family: int) -> Any:
-    rule = _rule(family, "RETURN", MARK)
-    rule.dst = _MULTICAST[family]
-    return rule
+class _Table:
+    """A table as it is when the block begins; what was changed is committed when it ends."""
 
+    def __init__(self, family: int, name: str) -> None:
+        self._family = family
+        self._name = name
+        self._changed = False
 
-def _begins_with_multicast(rules: list[Any], family: int) -> bool:
-    return bool(rules) and rules[0].dst == _multicast(family).dst and _tag(rules[0]) == MARK
+    def __enter__(self) -> _Table:
+        iptc = _load()
+        self._table = (iptc.Table if self._family == 4 else iptc.Table6)(self._name)
+        self._table.autocommit = False
+        self._table.refresh()
+        return self
 
+    def __exit__(self, kind: object, *_: object) -> None:
+        if self._changed and kind is None:
+            self._table.commit()
 
-def _has_jump(table: Any) -> bool:
-    return any(rule.target.name == _CHAIN for rule in _load().Chain(table, _HOOK).rules)
+    def ensure_base(self) -> None:
+        """Make our chains, what they begin with, and the jumps into them."""
+        iptc = _load()
+        for name in CHAINS[self._name]:
+            if not self._table.is_chain(name):
+                self._changed = True
+                self._table.create_chain(name)
+        fixed = [each for each in base(self._family) if each.table == self._name]
+        for name in dict.fromkeys(each.chain for each in fixed):
+            wanted = [each for each in fixed if each.chain == name]
+            if self.rules_of(name)[: len(wanted)] != wanted:
+                self._changed = True
+                chain = iptc.Chain(self._table, name)
+                for each in [rule for rule in chain.rules if self._parse(name, rule).comment == MARK]:
+                    chain.delete_rule(each)
+                for position, each in enumerate(wanted):
+                    chain.insert_rule(self._render(each), position)
+        for each in hooks(self._family):
+            if each.table == self._name and each not in self.rules_of(each.chain):
+                self._changed = True
+                chain = iptc.Chain(self._table, each.chain)
+                if each.words["target"] == MASQUERADE:
+                    chain.append_rule(self._render(each))
+                else:
+                    chain.insert_rule(self._render(each))
 
+    def rules(self) -> list[Rule]:
+        """The rules of our chains that carry a comment."""
+        return [rule for name in CHAINS[self._name] for rule in self.rules_of(name)]
 
-def _rules(each: Masquerade, owner: Owner) -> list[Any]:
-    family, tag = each.address.version, owner_tag(owner)
-    rules = []
-    for link in each.local_links:
-        local = _rule(family, "RETURN", tag)
-        local.out_interface = link
-        rules.append(local)
-    rules.append(_rule(family, "MASQUERADE", tag))
-    for rule in rules:
-        rule.src = f"{each.address}/{each.address.max_prefixlen}"
-    return rules
+    def rules_of(self, name: str) -> list[Rule]:
+        """The rules of the chain that carry a comment, in order; none if it is not there."""
+        if not self._table.is_chain(name):
+            return []
+        parsed = (self._parse(name, each) for each in _load().Chain(self._table, name).rules)
+        return [each for each in parsed if "comment" in each.words]
 
+    def append(self, rule: Rule) -> None:
+        """Add the rule at the end of its chain."""
+        self._changed = True
+        _load().Chain(self._table, rule.chain).append_rule(self._render(rule))
 
-def _rule(family: int, target: str, comment: str) -> Any:
-    iptc = _load()
-    rule = iptc.Rule() if family == 4 else iptc.Rule6()
-    rule.create_match("comment").comment = comment
-    rule.target = rule.create_target(target)
-    return rule
+    def delete(self, which: Callable[[Rule], bool]) -> None:
+        """Delete those of the rules of our chains."""
+        for name in CHAINS[self._name]:
+            for found, rule in list(self._iterate(name)):
+                if "comment" in rule.words and which(rule):
+                    self._changed = True
+                    _load().Chain(self._table, name).delete_rule(found)
 
+    def _iterate(self, name: str) -> Iterator[tuple[Any, Rule]]:
+        if self._table.is_chain(name):
+            for each in _load().Chain(self._table, name).rules:
+                yield each, self._parse(name, each)
 
-def _delete_if_there(chain: Any, rule: Any) -> None:
-    try:
-        chain.delete_rule(rule)
-    except _load().IPTCError:
-        return
+    def _parse(self, chain: str, found: Any) -> Rule:
+        words = _load().easy.decode_iptc_rule(found, ipv6=self._family == 6)
+        words.pop("counters", None)
+        return Rule(table=self._name, chain=chain, words=words)
 
-
-def _signature(rule: Any) -> tuple[str, ...]:
-    return (rule.src, rule.out_interface or "", rule.target.name, _tag(rule))
-
-
-def _tag(rule: Any) -> str:
-    return next((str(match.comment) for match in rule.matches if match.name == "comment"), "")
+    def _render(self, rule: Rule) -> Any:
+        return _load().easy.encode_iptc_rule(dict(rule.words), ipv6=self._family == 6)
