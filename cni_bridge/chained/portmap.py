@@ -13,7 +13,7 @@ from cni_bridge.cni.netconf import Backend
 from cni_bridge.cni.ports import parse_port_mappings
 from cni_bridge.cni.request import Request
 from cni_bridge.cni.result import Result
-from cni_bridge.plan import plan_publications
+from cni_bridge.policies import plan_publications
 from cni_bridge.policy import LinkPolicy, Policy
 from cni_bridge.publishing import claim, end_stale_connections, hand_over, let_loopback_out
 from cni_bridge.restoring import restore_if_flushed

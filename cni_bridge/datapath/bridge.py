@@ -12,7 +12,8 @@ from pathlib import Path
 
 from cni_bridge.cni.errors import KernelRefused, LinkConflict, UnsupportedField
 from cni_bridge.datapath import sysctl
-from cni_bridge.datapath.netlink import Link, Netlink
+from cni_bridge.datapath.messages import Link
+from cni_bridge.datapath.netlink import Netlink
 from cni_bridge.flock import acquire
 from cni_bridge.plan import BridgeSpec, GatewaySpec
 from ipam.api import Interface

@@ -7,7 +7,8 @@ import time
 from cni_bridge.cni.errors import KernelRefused
 from cni_bridge.cni.result import Result
 from cni_bridge.datapath import sysctl
-from cni_bridge.datapath.netlink import Link, Netlink
+from cni_bridge.datapath.messages import Link
+from cni_bridge.datapath.netlink import Netlink
 from cni_bridge.plan import ContainerSpec
 from ipam.api import Interface, NetnsRef
 

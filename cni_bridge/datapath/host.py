@@ -15,7 +15,8 @@ from cni_bridge.datapath import bridge as bridges
 from cni_bridge.datapath import forwarding, netns, port, sysctl, vlan
 from cni_bridge.datapath.announce import announce
 from cni_bridge.datapath.container import configure_container, missing_container
-from cni_bridge.datapath.netlink import Link, Netlink
+from cni_bridge.datapath.messages import Link
+from cni_bridge.datapath.netlink import Netlink
 from cni_bridge.datapath.netns import Netns
 from cni_bridge.datapath.shaping import ensure_shaping, missing_shaping, remove_shaping
 from cni_bridge.datapath.tuning import apply_tuning, missing_tuning

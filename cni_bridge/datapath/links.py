@@ -9,7 +9,8 @@ from cni_bridge.cni.errors import KernelRefused
 from cni_bridge.cni.shaping import Shaping
 from cni_bridge.cni.tuning import Tuning
 from cni_bridge.datapath import netns
-from cni_bridge.datapath.netlink import Link, Netlink
+from cni_bridge.datapath.messages import Link
+from cni_bridge.datapath.netlink import Netlink
 from cni_bridge.datapath.netns import Netns
 from cni_bridge.datapath.shaping import ensure_shaping, missing_shaping, remove_shaping
 from cni_bridge.datapath.tuning import Former, apply_tuning, missing_tuning, read_former, restore

@@ -9,8 +9,6 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +17,21 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from cni_bridge.cni.errors import KernelRefused
 from cni_bridge.cni.shaping import Rate
+from cni_bridge.datapath.messages import (
+    IFF_ALLMULTI,
+    IFF_PROMISC,
+    NO_NSID,
+    AddressState,
+    Link,
+    parse_address,
+    parse_destination,
+    parse_link,
+    parse_routes,
+)
 from ipam.api import Address, Interface, Network, Route
 
-IFF_UP = 0x1
-IFF_PROMISC = 0x100
-IFF_ALLMULTI = 0x200
 IFA_F_NODAD = 0x02
-IFA_F_DADFAILED = 0x08
-IFA_F_TENTATIVE = 0x40
 BR_STATE_DISABLED = 0
-NO_NSID = -1
 _UNSIGNED_NO_NSID = 0xFFFFFFFF  # NETNSA_NSID_NOT_ASSIGNED
 BRIDGE_VLAN_INFO_PVID = 2
 BRIDGE_VLAN_INFO_UNTAGGED = 4
@@ -40,39 +43,6 @@ _ETH_P_ALL = 3
 _RTN_LOCAL = 2
 RT_TABLE_LOCAL = 255  # rtnetlink(7)
 _AF = {4: 2, 6: 10}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Link:
-    """What the kernel says of a link; `port_state`, `hairpin` and `isolated` are those of a bridge port."""
-
-    index: int
-    name: str
-    kind: str
-    mac: str
-    mtu: int
-    up: bool
-    promisc: bool
-    master: int
-    alias: str
-    peer: int  # IFLA_LINK: the index of a veth's other end, in that end's namespace
-    peer_nsid: int  # IFLA_LINK_NETNSID: the number that this namespace has for that one; NO_NSID for itself
-    vlan_filtering: bool
-    default_vlan: int  # IFLA_BR_VLAN_DEFAULT_PVID: the VLAN that a new port of this bridge is in
-    port_state: int
-    hairpin: bool
-    isolated: bool
-    allmulti: bool
-    tx_queue: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AddressState:
-    """An address of a link."""
-
-    address: Interface
-    tentative: bool
-    dad_failed: bool
 
 
 class Netlink:
@@ -115,7 +85,7 @@ class Netlink:
     def links(self) -> list[Link]:
         """Every link: for what is done now and then, never for one attachment."""
         with _refusals("list links"):
-            return [_link(each) for each in self._ip.get_links()]
+            return [parse_link(each) for each in self._ip.get_links()]
 
     def add_bridge(self, name: str, *, mac: str, mtu: int) -> None:
         """Make a bridge with a MAC address that does not change with its ports, and bring it up."""
@@ -265,19 +235,19 @@ class Netlink:
     def addresses(self, index: int) -> list[AddressState]:
         """The addresses of the link."""
         with _refusals(f"list addresses of link {index}"):
-            return [_address(each) for each in self._ip.get_addr(index=index)]
+            return [parse_address(each) for each in self._ip.get_addr(index=index)]
 
     def all_addresses(self) -> list[tuple[int, Interface]]:
         """Every address of every link, with the link's index."""
         with _refusals("list addresses"):
-            return [(each["index"], _address(each).address) for each in self._ip.get_addr()]
+            return [(each["index"], parse_address(each).address) for each in self._ip.get_addr()]
 
     def all_routes(self) -> list[tuple[int, Network]]:
         """Every route's destination in every table but the local one, with a link's index for each next hop; or 0."""
         with _refusals("list routes"):
             messages = [each for family in (2, 10) for each in self._ip.get_routes(family=family)]
         return [
-            (index, _destination(each))
+            (index, parse_destination(each))
             for each in messages
             if (each.get("RTA_TABLE") or each["table"]) != RT_TABLE_LOCAL
             for index in {hop["oif"] for hop in each.get("RTA_MULTIPATH") or ()} or {each.get("RTA_OIF") or 0}
@@ -337,7 +307,7 @@ class Netlink:
                 route
                 for family in (2, 10)
                 for each in self._ip.get_routes(family=family)
-                for route in _routes(each, index)
+                for route in parse_routes(each, index)
             ]
         return [each for each in found if each.table != RT_TABLE_LOCAL]
 
@@ -362,7 +332,7 @@ class Netlink:
     def _get(self, **selector: Any) -> Link | None:
         try:
             with _refusals(f"read link {selector}"):
-                return next((_link(each) for each in self._ip.link("get", **selector)), None)
+                return next((parse_link(each) for each in self._ip.link("get", **selector)), None)
         except KernelRefused as error:
             if error.errno == errno.ENODEV:
                 return None
@@ -395,70 +365,3 @@ def _given(**values: int | str) -> dict[str, int | str]:
 
 def _has_broadcast(address: Interface) -> bool:
     return address.version == 4 and address.network.prefixlen < 31
-
-
-def _link(message: Any) -> Link:
-    port = message.get_nested("IFLA_LINKINFO", "IFLA_INFO_SLAVE_DATA")
-    bridge = message.get_nested("IFLA_LINKINFO", "IFLA_INFO_DATA")
-    kind = message.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") or ""
-    return Link(
-        index=message["index"],
-        name=message.get("IFLA_IFNAME"),
-        kind=kind,
-        mac=(message.get("IFLA_ADDRESS") or "").lower(),
-        mtu=message.get("IFLA_MTU") or 0,
-        up=bool(message["flags"] & IFF_UP),
-        promisc=bool(message["flags"] & IFF_PROMISC),
-        master=message.get("IFLA_MASTER") or 0,
-        alias=message.get("IFLA_IFALIAS") or "",
-        peer=message.get("IFLA_LINK") or 0,
-        peer_nsid=nsid if (nsid := message.get("IFLA_LINK_NETNSID")) is not None else NO_NSID,
-        vlan_filtering=kind == "bridge" and bool(bridge.get("IFLA_BR_VLAN_FILTERING")),
-        default_vlan=(bridge.get("IFLA_BR_VLAN_DEFAULT_PVID") or 1) if kind == "bridge" else 0,
-        port_state=_port(port, "IFLA_BRPORT_STATE"),
-        hairpin=bool(_port(port, "IFLA_BRPORT_MODE")),
-        isolated=bool(_port(port, "IFLA_BRPORT_ISOLATED")),
-        allmulti=bool(message["flags"] & IFF_ALLMULTI),
-        tx_queue=message.get("IFLA_TXQLEN") or 0,
-    )
-
-
-def _port(data: Any, name: str) -> int:
-    return int(data.get(name) or 0) if data is not None and hasattr(data, "get") else 0
-
-
-def _address(message: Any) -> AddressState:
-    flags = message.get("IFA_FLAGS") or message["flags"]
-    local = message.get("IFA_LOCAL") or message.get("IFA_ADDRESS")
-    return AddressState(
-        address=ip_interface(f"{local}/{message['prefixlen']}"),
-        tentative=bool(flags & IFA_F_TENTATIVE),
-        dad_failed=bool(flags & IFA_F_DADFAILED),
-    )
-
-
-def _destination(message: Any) -> Network:
-    destination = message.get("RTA_DST")
-    if not destination:
-        return ip_network({2: "0.0.0.0/0", 10: "::/0"}[message["family"]])
-    return ip_network(f"{destination}/{message['dst_len']}")
-
-
-def _routes(message: Any, index: int) -> Iterator[Route]:
-    """The routes in a message that lead over the link: one, or those of its next hops."""
-    dst = _destination(message)
-    metrics = message.get("RTA_METRICS")
-    hops = message.get("RTA_MULTIPATH") or [message]
-    for hop in hops:
-        oif = hop["oif"] if hop is not message else message.get("RTA_OIF")
-        if oif == index:
-            gateway = hop.get("RTA_GATEWAY")
-            yield Route(
-                dst=dst,
-                gw=ip_address(gateway) if gateway else None,
-                mtu=metrics.get("RTAX_MTU") if metrics is not None else None,
-                advmss=metrics.get("RTAX_ADVMSS") if metrics is not None else None,
-                priority=message.get("RTA_PRIORITY"),
-                table=message.get("RTA_TABLE") or message["table"],
-                scope=message["scope"],
-            )

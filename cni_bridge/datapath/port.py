@@ -8,7 +8,8 @@ import time
 from cni_bridge.cni.errors import KernelRefused, LinkConflict, UnsupportedField
 from cni_bridge.datapath import sysctl
 from cni_bridge.datapath.bridge import MAX_PORTS
-from cni_bridge.datapath.netlink import BR_STATE_DISABLED, Link, Netlink
+from cni_bridge.datapath.messages import Link
+from cni_bridge.datapath.netlink import BR_STATE_DISABLED, Netlink
 from cni_bridge.datapath.netns import Netns
 from cni_bridge.plan import Attachment, PortSpec
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from cni_bridge.cni.shaping import Rate, Shaping
 from cni_bridge.datapath import sysctl
-from cni_bridge.datapath.netlink import Link, Netlink
+from cni_bridge.datapath.messages import Link
+from cni_bridge.datapath.netlink import Netlink
 
 
 def ensure_shaping(host: Netlink, port: Link, ifb: str, alias: str, shaping: Shaping) -> str:

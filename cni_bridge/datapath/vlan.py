@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 
 from cni_bridge.cni.errors import KernelRefused
-from cni_bridge.datapath.netlink import Link, Netlink
+from cni_bridge.datapath.messages import Link
+from cni_bridge.datapath.netlink import Netlink
 from cni_bridge.plan import GatewaySpec
 from cni_bridge.tag import vlan_port_ifname
 

@@ -11,7 +11,8 @@ import pytest
 
 from cni_bridge.cni.errors import KernelRefused
 from cni_bridge.datapath import netns
-from cni_bridge.datapath.netlink import NO_NSID, Link, Netlink
+from cni_bridge.datapath.messages import NO_NSID, Link
+from cni_bridge.datapath.netlink import Netlink
 from cni_bridge.datapath.netns import Netns
 from tests.support.host import Host
 from tests.support.ipamd import outside_path
