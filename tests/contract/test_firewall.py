@@ -10,13 +10,16 @@ from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cni_bridge.cni.errors import Code
 from cni_bridge.cni.netconf import Backend
-from cni_bridge.policy import Masquerade, Policy, SpoofCheck
-from cni_bridge.tag import MAX_LENGTH, owner_tag
+from cni_bridge.cni.ports import Protocol
+from cni_bridge.firewall.nftables_layout import TABLES
+from cni_bridge.policy import LinkPolicy, Masquerade, OpenPorts, Policy, Publication, Shield, SpoofCheck
+from cni_bridge.tag import MAX_LENGTH, network_tag, owner_key, owner_tag
 from ipam.api import Owner
 from ipam.codec import Json, encode
 from tests.support.host import Host
@@ -49,35 +52,46 @@ class FirewallOf:
         *addresses: str,
         network: str = "net1",
         links: tuple[str, ...] = ("cni0",),
-        spoof_check: SpoofCheck | None = None,
+        **parts: Any,
     ) -> Policy:
         return Policy(
             backend=self.backend,
             owner=Owner(network=network, container_id=container, ifname="eth0"),
             masquerade=tuple(Masquerade(address=ip_address(each), local_links=links) for each in addresses),
-            spoof_check=spoof_check,
+            **parts,
         )
 
     def apply(self, *policies: Policy) -> None:
-        assert self._call(*(["apply", encode(each)] for each in policies)) == [None] * len(policies)
+        assert self.call(*(["apply", encode(each)] for each in policies)) == [None] * len(policies)
 
     def remove(self, *policies: Policy) -> None:
-        assert self._call(*(["remove", encode(each)] for each in policies)) == [None] * len(policies)
+        assert self.call(*(["remove", encode(each)] for each in policies)) == [None] * len(policies)
 
     def missing(self, policy: Policy) -> list[str]:
-        [found] = self._call(["missing", encode(policy)])
+        [found] = self.call(["missing", encode(policy)])
         assert isinstance(found, list), found
         return found
 
     def collect(self, network: str, *keep: Owner) -> None:
-        assert self._call(["collect", [network, [encode(each) for each in keep]]]) == [None]
+        assert self.call(["collect", [network, [encode(each) for each in keep]]]) == [None]
 
     def forget(self, *owners: Owner) -> None:
         asked = json.dumps([self.backend, *map(encode, owners)])
         self.host.run(sys.executable, "-c", FORGET, stdin=asked.encode())
 
-    def failure_to_apply(self, policy: Policy, *, patience: float) -> Json:
-        [failure] = self._call(["apply", encode(policy)], patience=patience)
+    def evict(self, key: str) -> None:
+        assert self.call(["evict", key]) == [None]
+
+    def forget_link(self, network: str) -> None:
+        assert self.call(["forget_link", network]) == [None]
+
+    def claimed(self, policy: Policy) -> Json:
+        """The tags of who else has the policy's publications, by their words."""
+        [found] = self.call(["claimed", encode(policy)])
+        return found
+
+    def failure_to_apply(self, policy: Policy, *, patience: float = 10) -> Json:
+        [failure] = self.call(["apply", encode(policy)], patience=patience)
         return failure
 
     def start_applying(self, *policies: Policy) -> subprocess.Popen[bytes]:
@@ -102,7 +116,8 @@ class FirewallOf:
     def break_with(self, *, nftables: str, iptables: str) -> None:
         self.host.shell(nftables if self.backend == Backend.NFTABLES else iptables)
 
-    def _call(self, *calls: list[Json], patience: float = 10) -> list[Json]:
+    def call(self, *calls: list[Json], patience: float = 10) -> list[Json]:
+        """What the backend answers to each."""
         answers: list[Json] = json.loads(
             self.host.run(sys.executable, CALL, stdin=self._request(list(calls), patience)).stdout
         )
@@ -128,6 +143,58 @@ def iptables(host: Host) -> FirewallOf:
 
 
 DUAL_STACK = ("10.88.0.2", "fd00:88::2")
+
+
+def publication(
+    host_port: int,
+    *,
+    protocol: Protocol = Protocol.TCP,
+    host_ip: str = "",
+    address: str = "10.88.0.2",
+    container_port: int = 80,
+    **keys: Any,
+) -> Publication:
+    return Publication(
+        protocol=protocol,
+        host_ip=ip_address(host_ip) if host_ip else None,
+        host_port=host_port,
+        address=ip_address(address),
+        container_port=container_port,
+        **keys,
+    )
+
+
+def run(first: int, count: int, *, host_ip: str = "", address: str = "10.88.0.2") -> Publication:
+    """A publication of ports that keep their numbers."""
+    return publication(first, host_ip=host_ip, address=address, container_port=first, count=count)
+
+
+def whole_policy(nftables: FirewallOf, container: str = "a", number: int = 2, network: str = "net1") -> Policy:
+    """A policy with elements in every set and map."""
+    four, six, ports = f"10.88.0.{number}", f"fd00:88::{number}", number * 100
+    opened = tuple(OpenPorts(protocol=Protocol.UDP, port=53, count=count) for count in (1, 16))
+    places = ((four, ""), (four, f"192.0.2.{number}"), (six, ""), (six, f"2001:db8::{number}"))
+    return nftables.policy(
+        container,
+        four,
+        six,
+        network=network,
+        spoof_check=SpoofCheck(
+            port=f"port{number}",
+            mac=f"02:00:00:00:00:{number:02x}",
+            addresses=(ip_address(four), ip_address(six)),
+        ),
+        publications=tuple(
+            replace(each, masquerade_all=True)
+            for position, (address, host_ip) in enumerate(places)
+            for each in (
+                publication(ports + position, address=address, host_ip=host_ip, protocol=Protocol.SCTP),
+                run(10_000 + ports + position * 20, 20, address=address, host_ip=host_ip),
+            )
+        ),
+        shields=tuple(Shield(address=ip_address(each), routed=True, opened=opened) for each in (four, six)),
+        link=LinkPolicy(link="cni0", isolated=True, internal=True, icc=False, trusted=("eth1", "wg0")),
+    )
 
 
 def test_apply_is_idempotent_and_remove_takes_it_all(firewall: FirewallOf) -> None:
@@ -377,15 +444,206 @@ def test_the_number_of_nftables_rules_does_not_grow(nftables: FirewallOf) -> Non
         ruleset = json.loads(nftables.host.run("nft", "-j", "list", "ruleset").stdout)["nftables"]
         return sum("rule" in each for each in ruleset)
 
-    def policy(number: int) -> Policy:
-        check = SpoofCheck(port=f"veth{number}", mac=f"02:00:00:00:00:{number:02x}")
-        return nftables.policy(f"c{number}", f"10.88.0.{number}", f"fd00:88::{number}", spoof_check=check)
+    def policy(number: int, ports: int) -> Policy:
+        return nftables.policy(
+            f"c{number}",
+            f"10.88.0.{number}",
+            f"fd00:88::{number}",
+            spoof_check=SpoofCheck(port=f"veth{number}", mac=f"02:00:00:00:00:{number:02x}"),
+            publications=(publication(number * 100, address=f"10.88.0.{number}", container_port=1, count=ports),),
+            shields=(Shield(address=ip_address(f"10.88.0.{number}")),),
+            link=LinkPolicy(link="cni0", isolated=True),
+        )
 
-    nftables.apply(policy(2))
+    nftables.apply(policy(2, 1))
     of_one = rules()
-    nftables.apply(*map(policy, range(3, 40)))
+    nftables.apply(*(policy(number, 10) for number in range(3, 40)))
     assert rules() == of_one
-    assert len(nftables.held()) == 38 * 6
+    assert len(nftables.held()) == 38 * 8 + 2 * (1 + 37 * 10) + 3  # each port twice, the link's once
+
+
+def test_every_set_and_map_of_nftables_is_filled_missed_when_empty_and_refilled(nftables: FirewallOf) -> None:
+    policy = whole_policy(nftables)
+    nftables.apply(policy)
+    complete = nftables.everything()
+    nftables.apply(policy)
+    assert nftables.everything() == complete
+    assert nftables.missing(policy) == []
+    filled = {each.partition(" ")[0] for each in nftables.held()}
+    assert filled == {name for table in TABLES.values() for name in table.sets}
+    flush = [
+        f"flush {text.split()[0]} {table.name} {name}" for table in TABLES.values() for name, text in table.sets.items()
+    ]
+    nftables.host.run("nft", "; ".join(flush))
+    emptied = nftables.everything()
+    missed = " ".join(nftables.missing(policy)) + " "
+    assert all(f"_bridge {name} " in missed.replace(" nftables", " ") for name in filled), missed
+    assert nftables.everything() == emptied
+    nftables.apply(policy)
+    assert nftables.everything() == complete
+
+
+@pytest.mark.parametrize("method", ["remove", "forget", "collect", "evict"])
+def test_what_is_an_attachments_goes_with_it_and_what_is_the_links_with_the_last(
+    nftables: FirewallOf, method: str
+) -> None:
+    gone, stays = whole_policy(nftables), whole_policy(nftables, "b", 3)
+    nftables.apply(stays)
+    before = nftables.everything()
+    nftables.apply(gone)
+    if method == "collect":
+        nftables.collect("net1", stays.owner)
+    elif method == "evict":
+        nftables.evict(owner_key(gone.owner))
+    else:
+        getattr(nftables, method)(gone if method == "remove" else gone.owner)
+    assert nftables.everything() == before
+    nftables.collect("net1")
+    of_link = {each.partition(" ")[0] for each in nftables.held()}
+    assert of_link == {"networks", "same", "isolated", "internal", "no_icc", "trusted"}
+    assert all(network_tag("net1") in each for each in nftables.held())
+    nftables.forget_link("net2")
+    assert len(nftables.held()) == 7
+    nftables.forget_link("net1")
+    assert nftables.held() == []
+
+
+def test_of_several_policies_for_one_link_the_last_that_says_something_counts(nftables: FirewallOf) -> None:
+    strict = nftables.policy("a", link=LinkPolicy(link="cni0", isolated=True, internal=True, icc=False))
+    loose = nftables.policy("b", link=LinkPolicy(link="cni0", isolated=False, internal=False, icc=True))
+    silent = nftables.policy("c", link=LinkPolicy(link="cni0"))
+    nftables.apply(strict)
+    of_strict = nftables.everything()
+    assert len(nftables.missing(loose)) == 3
+    nftables.apply(silent)
+    assert nftables.everything() == of_strict
+    nftables.apply(loose, silent)
+    assert {each.partition(" ")[0] for each in nftables.held()} == {"networks", "same"}
+    assert nftables.missing(loose) == nftables.missing(silent) == []
+    assert len(nftables.missing(strict)) == 3
+    nftables.apply(strict)
+    assert nftables.everything() == of_strict
+
+
+def test_a_link_of_ones_own_goes_with_its_owner(nftables: FirewallOf) -> None:
+    policy = nftables.policy("a", link=LinkPolicy(link="veth1", isolated=True, icc=False, shared=False))
+    nftables.apply(policy, policy)
+    assert nftables.missing(policy) == []
+    assert len(nftables.held_by(policy)) == len(nftables.held()) == 4
+    nftables.forget_link("net1")
+    assert nftables.missing(policy) == []
+    nftables.remove(policy)
+    assert nftables.held() == []
+
+
+def test_what_holds_for_a_link_outlives_another_network_on_it(nftables: FirewallOf) -> None:
+    first, second = (
+        nftables.policy("a", network=network, link=LinkPolicy(link="cni0", isolated=True))
+        for network in ("net1", "net2")
+    )
+    nftables.apply(first, second)
+    nftables.forget_link("net2")
+    assert nftables.missing(first) == []
+    nftables.forget_link("net1")
+    assert nftables.held() == []
+
+
+@pytest.mark.parametrize("name", ["ip", "0br", "br{1}", "a;b", "l" * 15])
+def test_links_of_any_name_are_swept(nftables: FirewallOf, name: str) -> None:
+    policy = nftables.policy("a", "10.88.0.2", links=(name,), link=LinkPolicy(link=name, trusted=(name,)))
+    policy = replace(policy, spoof_check=SpoofCheck(port=name, mac="02:00:00:00:00:0a", addresses=()))
+    nftables.apply(policy)
+    assert nftables.missing(policy) == []
+    nftables.collect("net1")
+    nftables.forget_link("net1")
+    assert nftables.held() == []
+
+
+AT, ELSEWHERE = "192.0.2.1", "192.0.2.2"
+CLAIMS = (
+    publication(85),
+    publication(84, count=3),
+    publication(99),
+    publication(100),
+    publication(85, protocol=Protocol.UDP),
+    publication(85, host_ip=AT),
+    publication(85, host_ip=ELSEWHERE),
+    publication(79, host_ip=AT, count=2),
+    publication(80, count=20),  # no run, for the ports change their numbers
+    publication(80, count=20, host_ip=AT),
+    run(80, 20),
+    run(80, 20, host_ip=AT),
+    run(80, 20, host_ip=ELSEWHERE),
+    run(99, 16),
+    run(100, 16),
+    run(64, 16, host_ip=AT),
+    publication(85, address="fd00:88::2"),
+    publication(85, address="fd00:88::2", host_ip="2001:db8::1"),
+    run(80, 20, address="fd00:88::2"),
+    run(80, 20, address="fd00:88::2", host_ip="2001:db8::1"),
+)
+
+
+def collide(one: Publication, other: Publication) -> bool:
+    """Whether some packet would be for both, port by port."""
+    ports = [set(range(each.host_port, each.host_port + each.count)) for each in (one, other)]
+    same_place = one.host_ip is None or other.host_ip is None or one.host_ip == other.host_ip
+    return (
+        one.protocol == other.protocol
+        and one.address.version == other.address.version
+        and same_place
+        and bool(ports[0] & ports[1])
+    )
+
+
+def test_a_host_port_is_claimed_by_whoever_has_it_at_any_address_that_both_mean(nftables: FirewallOf) -> None:
+    holders = [nftables.policy("holder", publications=(each,)) for each in CLAIMS]
+    asker = nftables.policy("asker", publications=CLAIMS)
+    rounds = nftables.call(
+        *(
+            [method, encode(policy)]
+            for holder in holders
+            for method, policy in (("apply", holder), ("claimed", asker), ("claimed", holder), ("remove", holder))
+        )
+    )
+    tag = owner_tag(holders[0].owner)
+    for position, held in enumerate(CLAIMS):
+        _, claimed, own, _ = rounds[position * 4 : position * 4 + 4]
+        assert claimed == {str(each): tag for each in CLAIMS if collide(each, held)}, f"{held} is held"
+        assert own == {}
+    assert nftables.held() == []
+
+
+@pytest.mark.parametrize(
+    ("held", "asked"),
+    [
+        (publication(85), publication(85, address="10.88.0.3")),
+        (publication(85, host_ip=AT), publication(85, host_ip=AT, address="10.88.0.3")),
+        (run(80, 20), run(80, 20, address="10.88.0.3")),
+        (run(80, 20), run(90, 20, address="10.88.0.3")),
+        (run(80, 20, host_ip=AT), run(90, 20, host_ip=AT, address="10.88.0.3")),
+    ],
+    ids=str,
+)
+def test_a_host_port_that_another_has_is_not_taken_from_it(
+    nftables: FirewallOf, held: Publication, asked: Publication
+) -> None:
+    holder = nftables.policy("holder", publications=(held,))
+    nftables.apply(holder)
+    before = nftables.everything()
+    failure = nftables.failure_to_apply(nftables.policy("asker", "10.88.0.3", publications=(asked,)))
+    assert failure["code"] == Code.FIREWALL_FAILED
+    assert nftables.everything() == before
+    assert nftables.missing(holder) == []
+
+
+def test_an_address_that_changes_hands_takes_its_former_owners_ports_along(nftables: FirewallOf) -> None:
+    former, present = whole_policy(nftables, "former"), whole_policy(nftables, "present")
+    nftables.apply(former, present)
+    assert nftables.held_by(former) == []
+    assert nftables.missing(present) == []
+    nftables.remove(former)
+    assert nftables.missing(present) == []
 
 
 @pytest.fixture
@@ -455,10 +713,10 @@ def test_a_container_that_changes_its_mac_address_is_cut_off(nftables: FirewallO
 @pytest.mark.parametrize(
     ("broken_by", "named"),
     [
-        ("nft delete element bridge cni_bridge spoof_ports '{ \"port2\" }'", "spoof_ports"),
-        ("nft flush set bridge cni_bridge spoof_allowed", "02:00:00:00:00:0a"),
+        ("nft delete element bridge cni_bridge mac_checked '{ \"port2\" }'", "mac_checked"),
+        ("nft flush set bridge cni_bridge mac_allowed", "02:00:00:00:00:0a"),
         ("nft flush chain bridge cni_bridge prerouting", "any other source mac"),
-        ("nft delete table bridge cni_bridge", "spoof_ports"),
+        ("nft delete table bridge cni_bridge", "mac_checked"),
     ],
 )
 def test_a_lost_mac_check_is_missed_and_collected(nftables: FirewallOf, broken_by: str, named: str) -> None:

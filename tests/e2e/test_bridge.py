@@ -558,7 +558,8 @@ def test_add_for_an_owner_in_another_namespace_moves_it(host: Host, backend: str
 )
 @pytest.mark.parametrize("shared", [False, True], ids=["bridge of its own", "shared bridge"])
 def test_failed_add_leaves_nothing(host: Host, keys: Json, spoil: str, code: int, word: str, shared: bool) -> None:
-    other = bridge_conf(name="other", ipMasq=None, ipam={"type": "cni-ipam", "subnet": "10.99.0.0/24"})
+    subnet = {"type": "cni-ipam", "subnet": "10.99.0.0/24"}
+    other = bridge_conf(name="other", type="bridge", ipMasq=None, ipam=subnet)  # makes no rules
     if shared:
         attach(host, other, "other")
     host.add_netns("a")

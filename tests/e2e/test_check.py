@@ -142,9 +142,9 @@ def test_names_what_has_gone(host: Host, spoil: str, words: list[str]) -> None:
             ["nftables rule"],
         ),
         ("nft delete table inet cni_bridge", ["masquerade4", "10.88.0.2", "fd00:88::2"]),
-        ("nft delete table bridge cni_bridge", ["spoof_ports"]),
-        ("nft flush set bridge cni_bridge spoof_allowed", ["spoof_allowed"]),
-        ("nft flush ruleset", ["masquerade4", "spoof_ports"]),
+        ("nft delete table bridge cni_bridge", ["mac_checked"]),
+        ("nft flush set bridge cni_bridge mac_allowed", ["mac_allowed"]),
+        ("nft flush ruleset", ["masquerade4", "mac_checked"]),
     ],
 )
 def test_names_missing_nftables_rules(host: Host, spoil: str, words: list[str]) -> None:

@@ -42,8 +42,8 @@ def test_forty_at_once_on_a_new_network(host: Host, backend: str) -> None:
     for container, answer in zip(CONTAINERS, added, strict=True):
         found = [ip["address"] for ip in answer.result["ips"]]
         assert host.addresses("eth0", container) == found
-    rules = host.nft_elements() if backend == "nftables" else host.iptables_rules()
-    assert len(rules) == 2 * 80, "two for each address"
+    masquerading = [each for each in host.nft_elements() if each.startswith(("masquerade", "local"))]
+    assert len(masquerading if backend == "nftables" else host.iptables_rules()) == 2 * 80, "two for each address"
     both = zip(CONTAINERS, added, strict=True)
     for answer in at_once([lambda each=each, result=result: call("DEL", each, result) for each, result in both]):
         answer.succeeded()

@@ -202,7 +202,7 @@ def test_gc_goes_on_after_a_record_that_cannot_be_read(host: Host) -> None:
     collect(host, conf, "c")
     assert [lease["container_id"] for lease in host.leases()] == ["c"]
     assert list(host.links("a")) == list(host.links("b")) == ["lo"]
-    assert all("/c/eth0" in each for each in host.nft_elements())
+    assert not any(f"/{name}/eth0" in each for each in host.nft_elements() for name in "ab")
     host.plugin("CHECK", with_result(conf, result), "c").succeeded()
     assert host.files("/run/cni-bridge/attachments") == ["/run/cni-bridge/attachments/net1/c:eth0.json"]
 
@@ -257,7 +257,7 @@ def test_gc_that_cannot_have_the_xtables_lock_collects_all_else(host: Host) -> N
         error = collect(host, conf).error
     assert (error["code"], "/run/xtables.lock" in str(error)) == (11, True)
     assert list(host.links("a")) == list(host.links("b")) == ["lo"]
-    assert host.nft_elements() == []
+    assert not any("/eth0" in each for each in host.nft_elements())
     assert host.leases() == []
     collect(host, conf).succeeded()
     host.assert_nothing_left()

@@ -91,6 +91,7 @@ def test_directory_that_cannot_be_written(host: Host, plugin: str, directory: st
     [
         pytest.param({"ipMasqBackend": "nftables"}, NFTABLES, id="nftables asked for"),
         pytest.param({"ipMasq": False, "macspoofchk": True}, NFTABLES, id="macspoofchk"),
+        pytest.param({"ipMasq": False, "ipspoofchk": True}, NFTABLES, id="ipspoofchk"),
         pytest.param({"ipMasqBackend": "iptables"}, IPTABLES, id="iptables asked for"),
         pytest.param({}, f"{NFTABLES} {IPTABLES}", id="neither works"),
     ],
@@ -133,7 +134,7 @@ def test_attachments_whose_firewall_has_gone_are_named(host: Host, keys: Json, h
 
 def test_attachments_that_rest_on_another_firewall_do_not_count(host: Host) -> None:
     host.add_netns("a")
-    conf = bridge_conf(ipMasqBackend="iptables")
+    conf = bridge_conf(ipMasqBackend="iptables", type="bridge")  # which asks for no isolation
     host.plugin("ADD", conf, "a").succeeded()
     hide(host, NFTABLES)
     assert host.plugin("STATUS", bridge_conf(ipMasqBackend="nftables")).code == 50

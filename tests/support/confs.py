@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_network
+
 from tests.support.host import Host, Json
 
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
@@ -34,21 +36,42 @@ def with_result(conf: Json, result: Json) -> Json:
     return {**conf, "prevResult": result}
 
 
-def add_outside(host: Host) -> None:
-    """A namespace `outside` behind the host's uplink, with no route back to any container."""
+def add_outside(host: Host, *, neighbour: bool = False) -> None:
+    """A namespace `outside` behind the host's uplink, with no route back to any container.
+
+    With `neighbour`, a second one of that name is on the same link.
+    """
     host.add_netns("outside")
+    if neighbour:
+        _add_neighbour(host)
+    else:
+        host.shell("ip link add uplink type veth peer name eth0 netns outside")
+    for netns, link, number in (("", "uplink", 1), ("outside", "eth0", 2), ("neighbour", "eth0", 3))[: 2 + neighbour]:
+        host.shell(
+            f"echo 0 > /proc/sys/net/ipv6/conf/{link}/accept_dad; "  # tentative addresses would have IPv6 wait
+            f"ip address add 198.51.100.{number}/24 dev {link}; ip address add 2001:db8:51::{number}/64 dev {link}; "
+            f"ip link set {link} up",
+            netns=netns,
+        )
+    host.shell("ip route add default via 198.51.100.2; ip -6 route add default via 2001:db8:51::2")
+
+
+def _add_neighbour(host: Host) -> None:
+    """A bridge, in a namespace of its own, that joins the links of the host, `outside` and `neighbour`."""
+    host.add_netns("neighbour")
+    host.add_netns("switch")
     host.shell(
-        "ip link add uplink type veth peer name eth0 netns outside; "
-        "ip address add 198.51.100.1/24 dev uplink; ip -6 address add 2001:db8:51::1/64 dev uplink nodad; "
-        "ip link set uplink up"
+        "ip link add lan type bridge; ip link set lan up; ip link add port0 type veth peer name uplink; "
+        "ip link add port1 type veth peer name eth0 netns outside; "
+        "ip link add port2 type veth peer name eth0 netns neighbour; "
+        "for each in port0 port1 port2; do ip link set $each master lan up; done",
+        netns="switch",
     )
-    host.shell(
-        "ip address add 198.51.100.2/24 dev eth0; ip -6 address add 2001:db8:51::2/64 dev eth0 nodad; "
-        "ip link set eth0 up",
-        netns="outside",
-    )
-    host.shell(
-        "ip route add default via 198.51.100.2; ip -6 route add default via 2001:db8:51::2; "
-        # the link-local addresses of a new link are tentative for a while, and IPv6 waits for them
-        "while ip -6 address show dev uplink | grep -q tentative; do sleep 0.05; done"
-    )
+    host.shell(f"ip -n switch link set uplink netns {host.holder.pid}")
+
+
+def route_from_outside(host: Host, *subnets: str) -> None:
+    """Have both outside hosts send what is for these subnets to the host."""
+    via = {4: "198.51.100.1", 6: "2001:db8:51::1"}
+    for name in ("outside", "neighbour"):
+        host.shell("".join(f"ip route add {each} via {via[ip_network(each).version]};" for each in subnets), name)

@@ -1,6 +1,7 @@
 """Calls a firewall backend in the network namespace of this process: JSON in and out.
 
-Standard input: `{"backend": ..., "patience": seconds, "calls": [[method, policy], ["collect", [network, owners]]]}`.
+Standard input: `{"backend": ..., "patience": seconds, "calls": [[method, policy], ["collect", [network, owners]],
+["evict", key], ["forget_link", network]]}`; `claimed` is asked for a policy's publications and answered by their words.
 Standard output: a list of what each call returned; a failure ends the list with its code and message.
 """
 
@@ -35,7 +36,12 @@ def _call(firewall: Firewall, method: str, argument: Json) -> Json:
     if method == "collect":
         network, keep = argument
         return firewall.collect(network, frozenset(decode(Owner, each) for each in keep))
-    return getattr(firewall, method)(decode(Policy, argument))
+    if method in ("evict", "forget_link"):
+        return getattr(firewall, method)(argument)
+    policy = decode(Policy, argument)
+    if method == "claimed":
+        return {str(each): tag for each, tag in firewall.claimed(policy.publications, policy.owner).items()}
+    return getattr(firewall, method)(policy)
 
 
 if __name__ == "__main__":

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from ipaddress import ip_address
 
 import pytest
 
 from cni_bridge.cni.errors import Code
-from cni_bridge.cni.netconf import Backend, parse_netconf, parse_valid_attachments
+from cni_bridge.cni.netconf import Backend, GatewayMode, parse_netconf, parse_valid_attachments
+from cni_bridge.cni.ports import PortMapping, Protocol
+from cni_bridge.cni.shaping import Shaping
+from cni_bridge.cni.tuning import Tuning
 from cni_bridge.cni.versions import Version
 from ipam.api import Dns
 from tests.support.calls import owner, refusal, request
 
 DEFAULTS = {
     "version": Version.V1_1_0,
+    "as_reference": False,
     "bridge": "cni0",
     "is_gateway": False,
     "is_default_gateway": False,
@@ -31,6 +36,18 @@ DEFAULTS = {
     "enable_dad": False,
     "disable_container_interface": False,
     "port_isolation": False,
+    "icc": True,
+    "isolated": None,
+    "internal": False,
+    "gateway_mode": None,
+    "direct_routing": True,  # for nothing is masqueraded
+    "trusted_interfaces": (),
+    "ip_spoof_check": False,
+    "ports": (),
+    "snat": True,
+    "masquerade_all": False,
+    "shaping": asdict(Shaping()),
+    "tuning": asdict(Tuning()),
     "dns": asdict(Dns()),
     "mac": "",
     "ipam_type": "",
@@ -40,7 +57,10 @@ KEYS = (
     *("bridge", "isGateway", "isDefaultGateway", "forceAddress", "ipMasq", "ipMasqBackend", "mtu", "hairpinMode"),
     *("promiscMode", "vlan", "vlanTrunk", "preserveDefaultVlan", "macspoofchk", "enabledad"),
     *("disableContainerInterface", "portIsolation", "dns", "ipam", "runtimeConfig", "args", "prevResult"),
+    *("icc", "isolated", "internal", "gatewayMode", "allowDirectRouting", "trustedInterfaces", "ipspoofchk"),
+    *("snat", "masqAll"),
 )
+NOT_NUMBERS = ("bridge", "ipMasqBackend", "mtu", "vlan", "gatewayMode")
 
 
 @pytest.mark.parametrize("keys", [{}, dict.fromkeys(KEYS)], ids=["absent", "null"])
@@ -59,8 +79,12 @@ def test_defaults(keys: dict[str, object]) -> None:
         ({"isDefaultGateway": True}, {"is_gateway": True, "is_default_gateway": True}),
         ({"isDefaultGateway": True, "isGateway": False}, {"is_gateway": True, "is_default_gateway": True}),
         ({"forceAddress": True}, {"force_address": True}),
-        ({"ipMasq": True}, {"ip_masq": False}),  # nothing to masquerade without addresses
-        ({"ipMasq": True, "ipam": {"type": "x"}}, {"ip_masq": True, "ipam_type": "x"}),
+        ({"ipMasq": True}, {"ip_masq": False, "direct_routing": False}),  # nothing to masquerade without addresses
+        ({"ipMasq": True, "ipam": {"type": "x"}}, {"ip_masq": True, "ipam_type": "x", "direct_routing": False}),
+        (
+            {"ipMasq": True, "ipam": {"type": "x"}, "internal": True},
+            {"ip_masq": False, "ipam_type": "x", "direct_routing": False, "internal": True},
+        ),
         ({"ipMasqBackend": "iptables"}, {"ip_masq_backend": Backend.IPTABLES}),
         ({"ipMasqBackend": "nftables"}, {"ip_masq_backend": Backend.NFTABLES}),
         ({"ipMasqBackend": ""}, {"ip_masq_backend": None}),
@@ -77,6 +101,28 @@ def test_defaults(keys: dict[str, object]) -> None:
         ({"disableContainerInterface": True}, {"disable_container_interface": True}),
         ({"disableContainerInterface": True, "ipam": {}}, {"disable_container_interface": True}),
         ({"portIsolation": True}, {"port_isolation": True}),
+        ({"icc": False}, {"icc": False}),
+        ({"isolated": True}, {"isolated": True}),
+        ({"isolated": False}, {"isolated": False}),
+        ({"internal": True}, {"internal": True}),
+        ({"gatewayMode": ""}, {}),
+        ({"gatewayMode": "nat"}, {"gateway_mode": GatewayMode.NAT}),
+        ({"gatewayMode": "nat-unprotected"}, {"gateway_mode": GatewayMode.NAT_UNPROTECTED}),
+        ({"gatewayMode": "routed", "ipMasq": False}, {"gateway_mode": GatewayMode.ROUTED}),
+        ({"gatewayMode": "nat-unprotected", "allowDirectRouting": True}, {"gateway_mode": GatewayMode.NAT_UNPROTECTED}),
+        ({"allowDirectRouting": True, "ipMasq": True}, {"direct_routing": True}),
+        ({"trustedInterfaces": ["eth1", "wg0"]}, {"trusted_interfaces": ("eth1", "wg0")}),
+        ({"ipspoofchk": True}, {"ip_spoof_check": True}),
+        ({"snat": False, "masqAll": True}, {"snat": False, "masquerade_all": True}),
+        ({"type": "bridge"}, {"as_reference": True, "isolated": False}),
+        (
+            {"type": "bridge", "isolated": True, "ipMasq": True},
+            {"as_reference": True, "isolated": True, "direct_routing": True},
+        ),
+        (
+            {"type": "bridge", "gatewayMode": "nat"},
+            {"as_reference": True, "isolated": False, "gateway_mode": GatewayMode.NAT},
+        ),
         ({"ipam": {"TYPE": "host-local"}}, {"ipam_type": "host-local"}),
         ({"unknown": {"whatever": []}}, {}),
     ],
@@ -92,14 +138,35 @@ def test_dns() -> None:
     )
 
 
-@pytest.mark.parametrize("key", [key for key in KEYS if key not in ("bridge", "ipMasqBackend", "mtu", "vlan")])
+def test_dns_of_the_runtime_replaces_that_of_the_network() -> None:
+    runtime = {"dns": {"servers": ["10.0.0.54"], "searches": ["c.test"], "options": ["use-vc"]}}
+    asked = Dns(nameservers=("10.0.0.54",), search=("c.test",), options=("use-vc",))
+    network = {"nameservers": ["10.0.0.53"], "domain": "a.test"}
+    assert parse_netconf(request(runtimeConfig=runtime, dns=network)).dns == asked
+
+
+@pytest.mark.parametrize("runtime", [{"dns": None}, {"dns": {}}, {"dns": {"servers": []}}])
+def test_dns_of_a_runtime_that_has_none_is_the_networks(runtime: object) -> None:
+    conf = parse_netconf(request(runtimeConfig=runtime, dns={"nameservers": ["10.0.0.53"]}))
+    assert conf.dns == Dns(nameservers=("10.0.0.53",))
+
+
+def test_ports() -> None:
+    mapping = {"hostPort": 8080, "containerPort": 80, "protocol": "udp", "hostIP": "127.0.0.1"}
+    [port] = parse_netconf(request(runtimeConfig={"portMappings": [mapping]})).ports
+    assert port == PortMapping(
+        protocol=Protocol.UDP, host_ip=ip_address("127.0.0.1"), host_port=8080, container_port=80
+    )
+
+
+@pytest.mark.parametrize("key", [key for key in KEYS if key not in NOT_NUMBERS])
 def test_a_number_is_of_no_use_for_most_keys(key: str) -> None:
     error = refusal(parse_netconf, request(**{key: 5}))
     assert error.code == Code.DECODING_FAILURE
     assert f"{key} is 5, expected " in error.msg
 
 
-@pytest.mark.parametrize("key", ["bridge", "ipMasqBackend", "mtu", "vlan"])
+@pytest.mark.parametrize("key", NOT_NUMBERS)
 def test_a_boolean_is_of_no_use_for_the_others(key: str) -> None:
     error = refusal(parse_netconf, request(**{key: True}))
     assert error.code == Code.DECODING_FAILURE
@@ -140,6 +207,29 @@ def test_bad_bridge_names(name: str) -> None:
         ({"vlan": -100}, "vlan -100 is not between 0 and 4094"),
         ({"vlan": 5000}, "vlan 5000 is not between 0 and 4094"),
         ({"ipMasqBackend": "ebtables"}, 'ipMasqBackend "ebtables" is none of nftables, iptables'),
+        ({"gatewayMode": "NAT"}, 'gatewayMode "NAT" is none of nat, nat-unprotected, routed'),
+        (
+            {"gatewayMode": "nat", "allowDirectRouting": True},
+            'allowDirectRouting true and gatewayMode "nat" exclude each other',
+        ),
+        (
+            {"gatewayMode": "routed", "allowDirectRouting": True},
+            'allowDirectRouting true and gatewayMode "routed" exclude each other',
+        ),
+        (
+            {"gatewayMode": "routed", "ipMasq": True, "ipam": {"type": "x"}},
+            'gatewayMode "routed" and ipMasq true exclude each other',
+        ),
+        (
+            {"internal": True, "runtimeConfig": {"portMappings": [{"hostPort": 80, "containerPort": 80}]}},
+            "runtimeConfig.portMappings has ports, and internal is true",
+        ),
+        ({"trustedInterfaces": ["eth0", "a b"]}, 'trustedInterfaces[1] "a b" is not a link name'),
+        ({"trustedInterfaces": [""]}, 'trustedInterfaces[0] "" is not a link name'),
+        (
+            {"runtimeConfig": {"portMappings": [{"hostPort": 0, "containerPort": 80}]}},
+            "runtimeConfig.portMappings[0].hostPort 0 is not between 1 and 65535",
+        ),
         ({"ipam": {"type": "../x"}}, 'ipam.type "../x" is not the name of an executable'),
         ({"ipam": {"type": ".."}}, 'ipam.type ".." is not the name of an executable'),
         (
@@ -157,6 +247,23 @@ def test_values_that_cannot_be_used(keys: dict[str, object], msg: str) -> None:
     error = refusal(parse_netconf, request(**keys))
     assert error.code == Code.INVALID_CONFIG
     assert error.msg.startswith(msg)
+
+
+@pytest.mark.parametrize(
+    ("keys", "msg"),
+    [
+        ({"trustedInterfaces": "eth0"}, 'trustedInterfaces is "eth0", expected a list'),
+        ({"trustedInterfaces": ["eth0", 5]}, "trustedInterfaces[1] is 5, expected a string"),
+        ({"isolated": "yes"}, 'isolated is "yes", expected true or false'),
+        ({"runtimeConfig": {"portMappings": {}}}, "runtimeConfig.portMappings is {}, expected a list"),
+        ({"runtimeConfig": {"portMappings": [80]}}, "runtimeConfig.portMappings[0] is 80, expected an object"),
+        ({"runtimeConfig": {"dns": []}}, "runtimeConfig.dns is [], expected an object"),
+        ({"runtimeConfig": {"dns": {"servers": [5]}}}, "runtimeConfig.dns.servers[0] is 5, expected a string"),
+    ],
+)
+def test_values_of_the_wrong_type(keys: dict[str, object], msg: str) -> None:
+    error = refusal(parse_netconf, request(**keys))
+    assert (error.code, error.msg) == (Code.DECODING_FAILURE, msg)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from ipaddress import ip_address, ip_interface, ip_network
 
@@ -9,9 +10,20 @@ import pytest
 
 from cni_bridge.cni.errors import Code
 from cni_bridge.cni.netconf import Backend, NetConf, parse_netconf
+from cni_bridge.cni.ports import Protocol
 from cni_bridge.cni.result import InterfaceEntry
 from cni_bridge.plan import Attachment, Made, build_result, plan
-from cni_bridge.policy import Masquerade, Policy, SpoofCheck
+from cni_bridge.policy import (
+    LinkPolicy,
+    Masquerade,
+    OpenPorts,
+    Policy,
+    Publication,
+    Shield,
+    SpoofCheck,
+    publications_of,
+    publishing,
+)
 from cni_bridge.tag import container_mac, host_ifname, host_mac, owner_tag
 from ipam.api import Address, Allocation, Dns, Lease, NetnsRef, Route
 from tests.support.calls import OWNER, refusal, request
@@ -109,7 +121,9 @@ def test_the_mtu_is_the_uplinks_unless_configured(keys: dict[str, object], mtu: 
 
 def test_a_link_without_addresses() -> None:
     made = attach(conf(ipam=None, isDefaultGateway=True, ipMasq=True), allocation())
-    assert (made.gateway, made.policies, made.container.addresses, made.container.routes) == (None, (), (), ())
+    assert (made.gateway, made.container.addresses, made.container.routes) == (None, (), ())
+    assert made.policies == (Policy(backend=Backend.NFTABLES, owner=OWNER, link=replace(LINK, isolated=True)),)
+    assert attach(conf(ipam=None), allocation()).policies == ()
 
 
 def test_gateway_addresses_are_on_the_bridge_only_where_this_host_is_the_gateway() -> None:
@@ -263,6 +277,189 @@ def test_the_spoof_check_is_in_nftables_whatever_masquerades() -> None:
     made = attach(conf(ipMasq=True, ipMasqBackend="iptables", macspoofchk=True), DUAL)
     assert [each.backend for each in made.policies] == [Backend.IPTABLES, Backend.NFTABLES]
     assert made.policies[1].spoof_check == SpoofCheck(port=host_ifname(OWNER), mac=container_mac(OWNER))
+
+
+def published(*mappings: tuple[int, int] | tuple[int, int, str] | tuple[int, int, str, str]) -> dict[str, object]:
+    """The runtime's wish for mappings of host port, container port, address of the host and protocol."""
+    keys = ("hostPort", "containerPort", "hostIP", "protocol")
+    return {"runtimeConfig": {"portMappings": [dict(zip(keys, each, strict=False)) for each in mappings]}}
+
+
+def rules(attachment: Attachment) -> Policy:
+    """The last policy, which has all but the masquerading."""
+    return attachment.policies[-1]
+
+
+FOUR, SIX = ip_address("10.88.0.2"), ip_address("fd00:88::2")
+
+
+@pytest.mark.parametrize(
+    ("mapping", "expected"),
+    [
+        ((8080, 80), [(None, FOUR), (None, SIX)]),
+        ((8080, 80, "0.0.0.0"), [(None, FOUR)]),
+        ((8080, 80, "::"), [(None, SIX)]),
+        ((8080, 80, "127.0.0.1"), [(ip_address("127.0.0.1"), FOUR)]),
+        ((8080, 80, "2001:db8::1"), [(ip_address("2001:db8::1"), SIX)]),
+    ],
+)
+def test_ports_are_published_for_each_family_that_they_are_meant_for(
+    mapping: tuple[int, int], expected: list[tuple[Address | None, Address]]
+) -> None:
+    made = attach(conf(isGateway=True, ipMasq=True, **published(mapping)), DUAL)
+    assert publications_of(made.policies) == rules(made).publications
+    assert publications_of(made.policies) == tuple(
+        Publication(protocol=Protocol.TCP, host_ip=host_ip, host_port=8080, address=address, container_port=80)
+        for host_ip, address in expected
+    )
+
+
+def test_ports_lead_to_the_first_address_of_a_family_and_keep_what_is_asked_of_them() -> None:
+    given = allocation("10.88.0.2/24", "10.89.0.2/24")
+    wish = published((53, 54, "", "udp"), (54, 55, "", "udp"))
+    made = attach(conf(isGateway=True, snat=False, masqAll=True, **wish), given)
+    assert publications_of(made.policies) == (
+        Publication(
+            protocol=Protocol.UDP,
+            host_ip=None,
+            host_port=53,
+            address=FOUR,
+            container_port=54,
+            count=2,
+            snat=False,
+            masquerade_all=True,
+        ),
+    )
+
+
+def test_a_port_for_a_family_without_address_is_refused_once_the_addresses_are_known() -> None:
+    settings = conf(isGateway=True, **published((8080, 80, "::1")))
+    assert publications_of(attach(settings, allocation()).policies) == ()
+    error = refusal(attach, settings, allocation("10.88.0.2/24"))
+    assert error.code == Code.INVALID_CONFIG
+    assert error.msg.startswith("runtimeConfig.portMappings: [::1]:8080/tcp is for a family of which there is no")
+
+
+@pytest.mark.parametrize(
+    ("keys", "shielded"),
+    [
+        ({"ipMasq": True}, True),
+        ({"ipMasq": True, "gatewayMode": "nat"}, True),
+        ({"ipMasq": False, "gatewayMode": "nat"}, True),
+        ({"ipMasq": False}, False),
+        ({"ipMasq": True, "allowDirectRouting": True}, False),
+        ({"ipMasq": True, "gatewayMode": "nat-unprotected"}, False),
+        ({"ipMasq": True, "internal": True}, False),  # nothing comes in anyway
+        ({"ipMasq": True, "isGateway": False}, False),
+        ({"ipMasq": True, "type": "bridge"}, False),
+        ({"ipMasq": True, "type": "bridge", "gatewayMode": "nat"}, True),
+    ],
+)
+def test_who_is_shielded(keys: dict[str, object], shielded: bool) -> None:
+    made = attach(conf(**{"isGateway": True, **keys}), DUAL)
+    shields = tuple(each for policy in made.policies for each in policy.shields)
+    assert shields == ((Shield(address=FOUR), Shield(address=SIX)) if shielded else ())
+
+
+def test_what_is_routed_is_open_at_its_own_ports_and_uses_none_of_the_hosts() -> None:
+    made = attach(conf(isGateway=True, gatewayMode="routed", **published((8080, 80), (53, 53, "", "udp"))), DUAL)
+    opened = (OpenPorts(protocol=Protocol.TCP, port=80), OpenPorts(protocol=Protocol.UDP, port=53))
+    assert rules(made).shields == tuple(Shield(address=each, routed=True, opened=opened) for each in (FOUR, SIX))
+    assert publications_of(made.policies) == ()
+
+
+LINK = LinkPolicy(link="cni0", isolated=False, internal=False, icc=True)
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({}, replace(LINK, isolated=True)),
+        ({"isolated": False}, LINK),  # it may have been another
+        ({"isGateway": False}, None),
+        ({"isGateway": False, "isolated": True}, None),
+        ({"isGateway": False, **published((80, 80))}, replace(LINK, isolated=True)),
+        ({"type": "bridge"}, None),
+        ({"type": "bridge", "isolated": True}, replace(LINK, isolated=True)),
+        ({"type": "bridge", "gatewayMode": "nat"}, LINK),
+        ({"type": "bridge", **published((80, 80))}, LINK),
+        ({"isolated": False, **published((80, 80))}, LINK),
+        ({"isolated": False, "internal": True}, replace(LINK, internal=True)),
+        ({"isolated": False, "icc": False}, replace(LINK, icc=False)),
+        ({"isolated": False, "trustedInterfaces": ["eth1"]}, replace(LINK, trusted=("eth1",))),
+        ({"isolated": False, "icc": False, "vlan": 7}, replace(LINK, link="cni0.7", icc=False)),
+    ],
+)
+def test_what_holds_for_the_link(keys: dict[str, object], expected: LinkPolicy | None) -> None:
+    made = attach(conf(**{"isGateway": True, **keys}), DUAL)
+    assert (rules(made).link if made.policies else None) == expected
+
+
+def test_one_backend_has_one_policy_and_a_host_without_nftables_has_all_but_spoof_checks_in_iptables() -> None:
+    settings = conf(isGateway=True, ipMasq=True, macspoofchk=True, **published((80, 80)))
+    [everything] = attach(settings, DUAL).policies
+    assert everything.backend == Backend.NFTABLES
+    assert everything.masquerade and everything.shields and everything.publications and everything.spoof_check
+    filtered, checked = attach(settings, DUAL, backend=Backend.IPTABLES).policies
+    assert filtered == replace(everything, backend=Backend.IPTABLES, spoof_check=None)
+    assert checked == Policy(backend=Backend.NFTABLES, owner=OWNER, spoof_check=everything.spoof_check)
+
+
+def test_an_internal_network_has_no_default_route_and_masquerades_nothing() -> None:
+    given = allocation("10.88.0.2/24 via 10.88.0.1", routes=(DEFAULT4, SUBNET_ROUTE))
+    settings = conf(isDefaultGateway=True, ipMasq=True, internal=True)
+    made = attach(settings, given)
+    assert routes(made) == ["10.9.0.0/16 via 10.88.0.1"]
+    assert build_result(settings, made, MADE, "").routes == (SUBNET_ROUTE,)
+    assert gateways(made) == ["10.88.0.1/24"]
+    assert not any(each.masquerade for each in made.policies)
+    assert rules(made).link == replace(LINK, isolated=True, internal=True)
+
+
+@pytest.mark.parametrize(
+    ("keys", "isolated", "hairpin"),
+    [
+        ({}, False, False),
+        ({"icc": False}, True, False),
+        ({"portIsolation": True}, True, False),
+        (published((80, 80)), False, True),
+        ({"icc": False, **published((80, 80))}, True, True),
+    ],
+)
+def test_icc_isolates_the_port_and_published_ports_need_hairpin(
+    keys: dict[str, object], isolated: bool, hairpin: bool
+) -> None:
+    port = attach(conf(isGateway=True, **keys), DUAL).port
+    assert (port.isolated, port.hairpin) == (isolated, hairpin)
+
+
+@pytest.mark.parametrize(
+    ("keys", "mac", "addresses"),
+    [
+        ({"macspoofchk": True}, container_mac(OWNER), None),
+        ({"ipspoofchk": True}, "", (FOUR, SIX)),
+        ({"macspoofchk": True, "ipspoofchk": True}, container_mac(OWNER), (FOUR, SIX)),
+    ],
+)
+def test_what_a_spoof_check_allows(keys: dict[str, object], mac: str, addresses: tuple[Address, ...] | None) -> None:
+    made = attach(conf(**keys), DUAL)
+    assert rules(made).spoof_check == SpoofCheck(port=host_ifname(OWNER), mac=mac, addresses=addresses)
+
+
+def test_publications_are_replaced_where_they_are_and_the_rest_stays() -> None:
+    wish = published((80, 80), (443, 443))
+    policies = attach(conf(isGateway=True, ipMasq=True, ipMasqBackend="iptables", **wish), DUAL).policies
+    served = publications_of(policies)[:1]
+    changed = publishing(policies, served)
+    assert publications_of(changed) == served
+    assert changed[0] == policies[0]
+    assert publishing(changed, publications_of(policies)) == policies
+
+
+def test_dns_of_the_runtime_is_in_the_result() -> None:
+    settings = conf(dns={"nameservers": ["10.0.0.54"]}, runtimeConfig={"dns": {"servers": ["10.0.0.55"]}})
+    given = allocation("10.88.0.2/24", dns=Dns(nameservers=("10.0.0.53",)))
+    assert build_result(settings, attach(settings, given), MADE, "").dns == Dns(nameservers=("10.0.0.55",))
 
 
 def test_the_result_names_the_three_links() -> None:

@@ -15,9 +15,13 @@ from hypothesis import strategies as st
 
 from cni_bridge.cni.errors import Code
 from cni_bridge.cni.netconf import Backend
+from cni_bridge.cni.ports import Protocol
+from cni_bridge.cni.shaping import Rate, Shaping
+from cni_bridge.cni.tuning import Sysctl, Tuning
 from cni_bridge.plan import Attachment, BridgeSpec, ContainerSpec, GatewaySpec, PortSpec
-from cni_bridge.policy import Masquerade, Policy, SpoofCheck
+from cni_bridge.policy import LinkPolicy, Masquerade, OpenPorts, Policy, Publication, Shield, SpoofCheck
 from cni_bridge.records import Records
+from cni_bridge.tag import owner_key
 from ipam.api import Allocation, Dns, Interface, Lease, NetnsRef, Owner, Route
 from ipam.codec import decode, encode
 from tests.support.calls import OWNER, owner, refusal
@@ -64,13 +68,43 @@ ATTACHMENT = Attachment(
     ),
     gateway=GatewaySpec(link="cni0.7", vlan=7, addresses=(ip_interface("10.88.0.1/24"),), force=False),
     changed=("made cni0",),
+    shaping=Shaping(ingress=Rate(rate=8_000_000, burst=80_000)),
+    tuning=Tuning(sysctls=(Sysctl(name="ipv4/ip_forward", value="1"),), allmulti=True),
+    waiting=(
+        Publication(
+            protocol=Protocol.UDP,
+            host_ip=ip_address("::1"),
+            host_port=53,
+            address=ip_address("fd00::2"),
+            container_port=1,
+        ),
+    ),
     policies=(
         Policy(
             backend=Backend.IPTABLES,
             owner=OWNER,
             masquerade=(Masquerade(address=ip_address("fd00:88::2"), local_links=("cni0", "cni0.7")),),
         ),
-        Policy(backend=Backend.NFTABLES, owner=OWNER, spoof_check=SpoofCheck(port="veth0", mac="02:00:00:00:00:02")),
+        Policy(
+            backend=Backend.NFTABLES,
+            owner=OWNER,
+            spoof_check=SpoofCheck(port="veth0", mac="02:00:00:00:00:02", addresses=(ip_address("10.88.0.2"),)),
+            publications=(
+                Publication(
+                    protocol=Protocol.TCP,
+                    host_ip=None,
+                    host_port=80,
+                    address=ip_address("10.88.0.2"),
+                    container_port=8080,
+                ),
+            ),
+            shields=(
+                Shield(
+                    address=ip_address("10.88.0.2"), routed=True, opened=(OpenPorts(protocol=Protocol.SCTP, port=5),)
+                ),
+            ),
+            link=LinkPolicy(link="cni0", isolated=True, icc=False, trusted=("eth1",)),
+        ),
     ),
 )
 
@@ -80,15 +114,15 @@ def of(owner: Owner) -> Attachment:
 
 
 @pytest.fixture
-def records(tmp_path: Path) -> Records:
-    return Records(tmp_path / "attachments")
+def records(tmp_path: Path) -> Records[Attachment]:
+    return Records(tmp_path / "attachments", Attachment)
 
 
 def files(tmp_path: Path) -> list[Path]:
     return sorted(each for each in tmp_path.rglob("*") if each.is_file())
 
 
-def test_what_was_written_is_read(records: Records) -> None:
+def test_what_was_written_is_read(records: Records[Attachment]) -> None:
     records.write(ATTACHMENT)
     assert records.read(OWNER) == ATTACHMENT
     assert records.read(owner("c2")) is None
@@ -118,7 +152,7 @@ def test_any_attachment_survives_json(
     assert decode(Attachment, encode(made)) == made
 
 
-def test_removing_leaves_no_file_and_no_folder(records: Records, tmp_path: Path) -> None:
+def test_removing_leaves_no_file_and_no_folder(records: Records[Attachment], tmp_path: Path) -> None:
     records.write(ATTACHMENT)
     records.write(of(owner("c2")))
     records.remove(OWNER)
@@ -128,7 +162,7 @@ def test_removing_leaves_no_file_and_no_folder(records: Records, tmp_path: Path)
     assert list((tmp_path / "attachments").iterdir()) == []
 
 
-def test_all_of_one_network_or_of_every(records: Records) -> None:
+def test_all_of_one_network_or_of_every(records: Records[Attachment]) -> None:
     kept = [
         owner("c1"),
         owner("c1", ifname="eth1"),
@@ -144,8 +178,29 @@ def test_all_of_one_network_or_of_every(records: Records) -> None:
     assert list(records.all("net")) == []
 
 
+@pytest.mark.parametrize("container", ["c1", "c[1]*", "c" * 400])
+def test_those_of_one_container_or_of_a_key(records: Records[Attachment], container: str) -> None:
+    own = [owner(container), owner(container, ifname="eth1"), owner(container, network="net2")]
+    others = [owner(f"{container}1"), owner("c"), owner(container[:-1] or "x", network="net3")]
+    for each in (*own, *others):
+        records.write(of(each))
+    assert {each.owner for each in records.of_container(container)} == set(own)
+    assert [records.find(owner_key(each)) for each in own] == [of(each) for each in own]
+    assert records.find(owner_key(owner("never seen"))) is None
+    assert list(records.of_container("never seen")) == []
+
+
+def test_a_network_is_empty_before_the_first_and_after_the_last(records: Records[Attachment]) -> None:
+    assert records.is_empty("net1")
+    records.write(ATTACHMENT)
+    assert not records.is_empty("net1")
+    assert records.is_empty("net")
+    records.remove(OWNER)
+    assert records.is_empty("net1")
+
+
 @pytest.mark.parametrize("network", ["x.json", "x*", "[x]", "?", "x.json.new"])
-def test_a_network_named_like_a_file_or_a_pattern(records: Records, network: str) -> None:
+def test_a_network_named_like_a_file_or_a_pattern(records: Records[Attachment], network: str) -> None:
     named, other = of(owner("c1", network=network)), of(owner("c1", network="x"))
     for each in (named, other):
         records.write(each)
@@ -157,7 +212,9 @@ def test_a_network_named_like_a_file_or_a_pattern(records: Records, network: str
     assert list(records.all()) == [other]
 
 
-def test_unreadable_records_of_the_network_are_forgotten_but_for_the_kept(records: Records, tmp_path: Path) -> None:
+def test_unreadable_records_of_the_network_are_forgotten_but_for_the_kept(
+    records: Records[Attachment], tmp_path: Path
+) -> None:
     readable, kept, gone, elsewhere = owner("c1"), owner("c2"), owner("c3"), owner("c3", network="net2")
     paths = {}
     for each in (readable, kept, gone, elsewhere):
@@ -172,13 +229,13 @@ def test_unreadable_records_of_the_network_are_forgotten_but_for_the_kept(record
     records.forget_unreadable("never seen", frozenset())
 
 
-def test_nothing_is_there_before_the_first(records: Records) -> None:
+def test_nothing_is_there_before_the_first(records: Records[Attachment]) -> None:
     assert list(records.all()) == []
     assert records.read(OWNER) is None
     records.remove(OWNER)
 
 
-def test_long_names(records: Records) -> None:
+def test_long_names(records: Records[Attachment]) -> None:
     kept = [
         owner("c" * 400, network="n" * 400),
         owner("c" * 401, network="n" * 400),
@@ -190,7 +247,7 @@ def test_long_names(records: Records) -> None:
     assert {each.owner for each in records.all("n" * 400)} == set(kept[:2])
 
 
-def test_a_record_is_for_its_owner_only(records: Records, tmp_path: Path) -> None:
+def test_a_record_is_for_its_owner_only(records: Records[Attachment], tmp_path: Path) -> None:
     records.write(ATTACHMENT)
     (path,) = files(tmp_path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -214,7 +271,7 @@ def test_a_record_is_for_its_owner_only(records: Records, tmp_path: Path) -> Non
         b'{"format": 1, "attachment": ' + b"[" * 100_000,
     ],
 )
-def test_a_corrupt_record_is_named(records: Records, tmp_path: Path, text: bytes) -> None:
+def test_a_corrupt_record_is_named(records: Records[Attachment], tmp_path: Path, text: bytes) -> None:
     records.write(ATTACHMENT)
     (path,) = files(tmp_path)
     path.write_bytes(text)
@@ -225,7 +282,7 @@ def test_a_corrupt_record_is_named(records: Records, tmp_path: Path, text: bytes
     assert records.read(OWNER) is None
 
 
-def test_a_draft_left_by_a_crash_is_in_nobodys_way(records: Records, tmp_path: Path) -> None:
+def test_a_draft_left_by_a_crash_is_in_nobodys_way(records: Records[Attachment], tmp_path: Path) -> None:
     records.write(ATTACHMENT)
     (path,) = files(tmp_path)
     path.with_name(f".{path.name}.new").write_text("{")
@@ -234,7 +291,7 @@ def test_a_draft_left_by_a_crash_is_in_nobodys_way(records: Records, tmp_path: P
     assert files(tmp_path) == [path]
 
 
-def test_a_record_that_cannot_be_written_leaves_the_former_one(records: Records, tmp_path: Path) -> None:
+def test_a_record_that_cannot_be_written_leaves_the_former_one(records: Records[Attachment], tmp_path: Path) -> None:
     records.write(ATTACHMENT)
     before = files(tmp_path)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -249,8 +306,8 @@ def test_a_record_that_cannot_be_written_leaves_the_former_one(records: Records,
     assert records.read(OWNER) == ATTACHMENT
 
 
-def test_a_missing_directory_is_not_writable(records: Records, tmp_path: Path) -> None:
+def test_a_missing_directory_is_not_writable(records: Records[Attachment], tmp_path: Path) -> None:
     error = refusal(records.require_writable)
     assert error.code == Code.IO_FAILURE
     assert str(tmp_path / "attachments") in error.msg
-    Records(tmp_path).require_writable()
+    Records(tmp_path, Attachment).require_writable()
