@@ -150,7 +150,8 @@ def plan(
             mtu=mtu,
             # Bridged frames that pass the firewall may be led back to where they came from (bridge-nf-call-iptables).
             hairpin=conf.hairpin or bool(conf.ports),
-            isolated=conf.port_isolation or not conf.icc,
+            # nftables keeps the ports of a network without icc apart, and lets through what is for published ports.
+            isolated=conf.port_isolation or (not conf.icc and backend == Backend.IPTABLES),
             vlan=conf.vlan,
             vlan_trunk=conf.vlan_trunk,
             preserve_default_vlan=conf.preserve_default_vlan,

@@ -34,6 +34,7 @@ def plan_policies(
         publications=publications if mode != GatewayMode.ROUTED else (),
         shields=tuple(_shields(conf, mode, addresses)),
         link=_link_policy(conf, gateway_link) if conf.is_gateway or conf.ports else None,
+        apart="" if conf.icc or backend == Backend.IPTABLES else host_ifname(owner),
     )
     checked = replace(nothing, backend=Backend.NFTABLES, spoof_check=_spoof_check(conf, owner, addresses))
     yield from _merged(masquerade, filtered, checked)
@@ -51,6 +52,7 @@ def _merged(*policies: Policy) -> Iterator[Policy]:
                     publications=whole.publications or each.publications,
                     shields=whole.shields or each.shields,
                     link=whole.link or each.link,
+                    apart=whole.apart or each.apart,
                     spoof_check=whole.spoof_check or each.spoof_check,
                 )
         if whole != Policy(backend=backend, owner=whole.owner):

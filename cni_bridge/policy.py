@@ -95,7 +95,10 @@ class LinkPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """All that one backend holds for one attachment; of several for one link, the last that was applied counts."""
+    """All that one backend holds for one attachment; of several for one link, the last that was applied counts.
+
+    `apart`: a bridge port that exchanges no frames with others that are apart, but for those to published ports.
+    """
 
     backend: Backend
     owner: Owner
@@ -104,6 +107,7 @@ class Policy:
     publications: tuple[Publication, ...] = ()
     shields: tuple[Shield, ...] = ()
     link: LinkPolicy | None = None
+    apart: str = ""
 
 
 def publications_of(policies: Iterable[Policy]) -> tuple[Publication, ...]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from cni_bridge.chained_state import Chained
 from cni_bridge.cni.errors import InvalidConfig
+from cni_bridge.cni.netconf import Backend
 from cni_bridge.cni.request import Request
 from cni_bridge.cni.result import Result
 from cni_bridge.policy import LinkPolicy, Policy
@@ -49,12 +52,13 @@ class Firewall:
                 shared=link.kind == "bridge",
             ),
         )
+        if ingress != "isolated":
+            return Chained(owner=request.owner, policies=(policy,))
         port = await rt.on_host(rt.links.port_of, request.netns, request.owner.ifname)
-        return Chained(
-            owner=request.owner,
-            policies=(policy,),
-            isolated_port=port.name if port is not None and port.master and ingress == "isolated" else "",
-        )
+        name = port.name if port is not None and port.master else ""
+        if policy.backend == Backend.NFTABLES:
+            return Chained(owner=request.owner, policies=(replace(policy, apart=name),))
+        return Chained(owner=request.owner, policies=(policy,), isolated_port=name)
 
     async def apply(self, rt: Runtime, request: Request, state: Chained) -> None:
         """See `Plugin.apply`."""

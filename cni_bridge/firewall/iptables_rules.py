@@ -26,6 +26,7 @@ _SNAT, _PUBLISH, _RAW, _FORWARD = "CNI-BRIDGE-SNAT", "CNI-BRIDGE-PUB", "CNI-BRID
 _MARK = "CNI-BRIDGE-MARK"
 _ICC, _SAME, _INTERNAL, _ISOLATED = "CNI-BRIDGE-ICC", "CNI-BRIDGE-SAME", "CNI-BRIDGE-INT", "CNI-BRIDGE-ISO"
 _TO_NETWORK, _FROM_NETWORK, _TRUSTED = "CNI-BRIDGE-TO", "CNI-BRIDGE-FROM", "CNI-BRIDGE-TRUST"
+_BETWEEN, _BETWEEN_TO = "CNI-BRIDGE-BETW", "CNI-BRIDGE-BETW-TO"
 _OPENED, _SHIELD, _ACCEPT = "CNI-BRIDGE-OPEN", "CNI-BRIDGE-SHIELD", "CNI-BRIDGE-ACC"
 _FROM_OWN_LINK = "0x2000/0x2000"  # the packet's mark, that the reference `portmap` uses by default
 _DNAT = {"conntrack": {"ctstate": "DNAT"}}
@@ -78,7 +79,10 @@ def base(family: int) -> tuple[Rule, ...]:
         _rule("filter", _FORWARD, MARK, "ACCEPT", conntrack={"ctstate": "RELATED,ESTABLISHED"}),
         *(_rule("filter", _FORWARD, MARK, chain) for chain in (_ICC, _SAME, _INTERNAL)),
         _rule("filter", _FORWARD, MARK, "ACCEPT", **_DNAT),
-        *(_rule("filter", _FORWARD, MARK, chain) for chain in (_ISOLATED, _TRUSTED, _OPENED, _SHIELD, _ACCEPT)),
+        *(
+            _rule("filter", _FORWARD, MARK, chain)
+            for chain in (_OPENED, _ISOLATED, _BETWEEN, _TRUSTED, _SHIELD, _ACCEPT)
+        ),
     )
 
 
@@ -92,6 +96,8 @@ CHAINS: Mapping[str, tuple[str, ...]] = {
         _TO_NETWORK,
         _FROM_NETWORK,
         _ISOLATED,
+        _BETWEEN_TO,
+        _BETWEEN,
         _TRUSTED,
         _OPENED,
         _SHIELD,
@@ -163,7 +169,7 @@ def _shield(each: Shield, tag: str) -> Iterator[Rule]:
     if each.routed:
         four = {"protocol": "icmp", "icmp": {"icmp-type": "8"}}
         six = {"protocol": "icmpv6", "icmp6": {"icmpv6-type": "128"}}
-        yield _rule("filter", _OPENED, tag, "ACCEPT", dst=dst, **(four if each.address.version == 4 else six))
+        yield _rule("filter", _SHIELD, tag, "ACCEPT", dst=dst, **(four if each.address.version == 4 else six))
     yield _rule("filter", _SHIELD, tag, "DROP", dst=dst)
 
 
@@ -181,6 +187,8 @@ def _link(policy: LinkPolicy, tag: str) -> Iterator[Rule]:
     yield _rule("filter", _SAME, tag, "ACCEPT", **within)
     yield _rule("filter", _TO_NETWORK, tag, "DROP", out_interface=link)
     yield _rule("filter", _FROM_NETWORK, tag, "DROP", in_interface=link)
+    yield _rule("filter", _BETWEEN, tag, _BETWEEN_TO, in_interface=link)
+    yield _rule("filter", _BETWEEN_TO, tag, "ACCEPT", out_interface=link)
     yield _rule("filter", _ACCEPT, tag, "ACCEPT", in_interface=link)
     if policy.icc is False:
         yield _rule("filter", _ICC, tag, "ACCEPT", **within, **_DNAT)

@@ -68,6 +68,8 @@ def _owned(policy: Policy, tag: str) -> Iterator[Element]:
             yield Element(table=INET, set_name=f"local{family}", key=f'{each.address} . "{link}"', comment=tag)
     if policy.spoof_check is not None:
         yield from _spoof_check(policy.spoof_check, tag)
+    if policy.apart:
+        yield Element(table=BRIDGE, set_name="apart", key=f'"{policy.apart}"', comment=tag)
     for publication in policy.publications:
         yield from _publication(publication, tag)
     for shield in policy.shields:

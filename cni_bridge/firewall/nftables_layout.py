@@ -14,6 +14,7 @@ BRIDGE = "bridge cni_bridge"
 ADMIN_CHAIN = "admin"
 CONDITIONAL_CHAIN = "conditional"  # what `portmap` publishes on a condition, a rule each
 
+PUBLISHED_MARK = "0x2000"  # on a bridged packet to a published port, for the chain of frames to let it through
 _PORT = "meta l4proto . th dport"
 
 
@@ -119,20 +120,25 @@ _NAT = Table(
             hook="type filter hook forward priority filter; policy accept;",
             rules=(
                 f'jump {ADMIN_CHAIN} comment "the administrator first"',
+                f"iifname . oifname @no_icc ct status dnat meta mark set meta mark or {PUBLISHED_MARK} "
+                'comment "marked for the chain of frames"',
                 'ct state established,related accept comment "what was let in before"',
                 'iifname . oifname @no_icc ct status dnat accept comment "to a published port of the same network"',
+                "iifname . oifname @no_icc icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept "
+                'comment "neighbour discovery, of bridged packets"',
                 'iifname . oifname @no_icc counter drop comment "between containers of a network without icc"',
                 'iifname . oifname @same accept comment "within a network"',
                 'iifname @internal counter drop comment "out of an internal network"',
                 'oifname @internal counter drop comment "into an internal network"',
                 'ct status dnat accept comment "to a published port"',
-                'iifname @isolated oifname @networks counter drop comment "from an isolated network to another"',
-                'iifname @networks oifname @isolated counter drop comment "from another network to an isolated one"',
-                'iifname . oifname @trusted accept comment "from a trusted link"',
                 *_interleaved(
                     _both(f"IP daddr . {_PORT} @openedN accept", "open to routing"),
                     _both(f"IP daddr . {_PORT} @opened_runN accept", "run open to routing"),
                 ),
+                'iifname @isolated oifname @networks counter drop comment "from an isolated network to another"',
+                'iifname @networks oifname @isolated counter drop comment "from another network to an isolated one"',
+                'iifname @networks oifname @networks accept comment "between networks that are not isolated"',
+                'iifname . oifname @trusted accept comment "from a trusted link"',
                 'ip daddr @routed4 icmp type echo-request accept comment "IPv4 ping by routing"',
                 'ip6 daddr @routed6 icmpv6 type echo-request accept comment "IPv6 ping by routing"',
                 *_both("IP daddr @shieldedN counter drop", "from elsewhere to a container"),
@@ -181,6 +187,7 @@ _SPOOF = Table(
         "ip_checked": "set { type ifname; }",
         "ip4_allowed": "set { type ifname . ipv4_addr; }",
         "ip6_allowed": "set { type ifname . ipv6_addr; }",
+        "apart": "set { type ifname; }",
     },
     chains=(
         Chain(
@@ -195,6 +202,18 @@ _SPOOF = Table(
                 'comment "any other IPv4 source"',
                 "iifname @ip_checked ip6 saddr != { ::, fe80::/10 } iifname . ip6 saddr != @ip6_allowed counter drop "
                 'comment "any other IPv6 source"',
+            ),
+        ),
+        # After br_netfilter, whose packets then have their mark (linux/netfilter_bridge.h, NF_BR_PRI_FILTER_OTHER).
+        Chain(
+            name="forward",
+            hook="type filter hook forward priority 200; policy accept;",
+            rules=(
+                'meta protocol arp accept comment "ARP: who answers from a published port asks"',
+                "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept "
+                'comment "neighbour discovery likewise"',
+                f"iifname @apart oifname @apart meta mark and {PUBLISHED_MARK} != {PUBLISHED_MARK} counter drop "
+                'comment "between containers of a network without icc"',
             ),
         ),
     ),

@@ -255,12 +255,12 @@ def test_a_flushed_base_is_reported_survived_by_remove_and_repaired_by_apply(fir
     [
         (
             "nft delete element inet cni_bridge masquerade4 '{ 10.88.0.2 }'",
-            "iptables-legacy -t nat -D CNI-BRIDGE 3",
+            "iptables-legacy -t nat -D CNI-BRIDGE 4",
             "10.88.0.2",
         ),
         (
             "nft delete element inet cni_bridge local6 '{ fd00:88::2 . \"cni0\" }'",
-            "ip6tables-legacy -t nat -D CNI-BRIDGE 2",
+            "ip6tables-legacy -t nat -D CNI-BRIDGE 3",
             "fd00:88::2",
         ),
         (
@@ -271,7 +271,7 @@ def test_a_flushed_base_is_reported_survived_by_remove_and_repaired_by_apply(fir
         (
             "nft flush chain inet cni_bridge postrouting",
             "iptables-legacy -t nat -D CNI-BRIDGE 1",
-            "multicast",
+            "IPv4",
         ),
         (
             "nft delete chain inet cni_bridge postrouting",
