@@ -193,6 +193,7 @@ def whole_policy(nftables: FirewallOf, container: str = "a", number: int = 2, ne
             )
         ),
         shields=tuple(Shield(address=ip_address(each), routed=True, opened=opened) for each in (four, six)),
+        apart=f"port{number}",
         link=LinkPolicy(link="cni0", isolated=True, internal=True, icc=False, trusted=("eth1", "wg0")),
     )
 

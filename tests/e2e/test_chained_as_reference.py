@@ -265,7 +265,7 @@ GATEWAY = "10.91.0.1"
         pytest.param({"snat": False}, "", "", f"a {OUTSIDE}", id="no snat"),
     ],
 )
-def test_under_an_open_policy_all_is_reached_and_a_published_port_sees_this_source(
+def test_under_an_open_policy_all_is_reached_and_published_ports_see_this_source(
     side: Side, keys: Json, local: str, hairpin: str, outside: str
 ) -> None:
     attached(side, ("open", "open"), **keys)

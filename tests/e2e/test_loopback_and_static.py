@@ -41,7 +41,9 @@ def is_up(host: Host) -> bool:
 def test_loopback_answers_in_every_version_as_the_reference_does(host: Host, plugins: CniDir) -> None:
     host.run("ip", "netns", "add", "a")
     theirs = loopback(host, CniDir(REFERENCE), "ADD", loopback_conf("1.0.0")).result
-    assert loopback(host, plugins, "ADD", loopback_conf("1.0.0")).result == {key: value for key, value in theirs.items() if value}
+    assert loopback(host, plugins, "ADD", loopback_conf("1.0.0")).result == {
+        key: value for key, value in theirs.items() if value
+    }
     for version in VERSIONS:
         result = loopback(host, plugins, "ADD", loopback_conf(version)).result
         assert result["cniVersion"] == version

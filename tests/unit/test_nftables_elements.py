@@ -276,6 +276,7 @@ def test_policies_fill_every_set_and_map_with_elements_of_its_type() -> None:
             spoof_check=SpoofCheck(port="veth1", mac="02:00:00:00:00:0a", addresses=(address,)),
             publications=publications,
             shields=(Shield(address=address, routed=True, opened=opened),),
+            apart="veth1",
         )
         elements |= set(owned_elements(policy))
     link = LinkPolicy(link="cni0", isolated=True, internal=True, icc=False, trusted=("eth1",))

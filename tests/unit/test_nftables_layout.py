@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from cni_bridge.firewall.nftables_layout import ADMIN_CHAIN, TABLES, Chain, Table, render_base, rule_comment
+from cni_bridge.firewall.nftables_layout import ADMIN_CHAIN, INET, TABLES, Chain, Table, render_base, rule_comment
 
 CHAINS = [(table, chain) for table in TABLES.values() for chain in table.chains]
 each_table = pytest.mark.parametrize("table", TABLES.values(), ids=list(TABLES))
@@ -86,13 +86,22 @@ def test_declaring_the_base_rewrites_the_chains_with_rules_of_ours_and_keeps_tho
     assert all(one <= following for one, following in pairwise(order))  # what a rule names is there before it
 
 
-def test_the_administrators_chain_comes_before_every_verdict_of_ours() -> None:
-    [forward] = [chain for _, chain in CHAINS if chain.name == "forward"]
-    assert forward.rules[0].startswith(f"jump {ADMIN_CHAIN} ")
+@pytest.fixture
+def forward() -> tuple[str, ...]:
+    """The rules that forwarded packets pass."""
+    [chain] = [chain for chain in TABLES[INET].chains if chain.name == "forward"]
+    return chain.rules
 
 
-def test_what_is_let_in_by_an_earlier_packet_passes_before_what_may_drop_it() -> None:
-    [forward] = [chain for _, chain in CHAINS if chain.name == "forward"]
-    drops = [position for position, rule in enumerate(forward.rules) if " drop " in rule]
-    [established] = [position for position, rule in enumerate(forward.rules) if "established" in rule]
+def test_the_administrators_chain_comes_before_every_rule_of_ours(forward: tuple[str, ...]) -> None:
+    assert forward[0].startswith(f"jump {ADMIN_CHAIN} ")
+
+
+def test_what_was_let_in_by_an_earlier_packet_passes_before_what_may_drop_it(forward: tuple[str, ...]) -> None:
+    drops = [position for position, rule in enumerate(forward) if " drop " in rule]
+    [established] = [position for position, rule in enumerate(forward) if "established" in rule]
     assert established < min(drops)
+
+
+def test_the_shields_come_last(forward: tuple[str, ...]) -> None:
+    assert ["@shielded" in rule for rule in forward] == [False] * (len(forward) - 2) + [True] * 2

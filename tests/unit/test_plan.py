@@ -417,20 +417,30 @@ def test_an_internal_network_has_no_default_route_and_masquerades_nothing() -> N
 
 
 @pytest.mark.parametrize(
-    ("keys", "isolated", "hairpin"),
+    ("keys", "hairpin"), [({"hairpinMode": True}, True), ({"icc": False}, False), (published((80, 80)), True)]
+)
+def test_published_ports_need_hairpin(keys: dict[str, object], hairpin: bool) -> None:
+    assert attach(conf(isGateway=True, **keys), DUAL).port.hairpin == hairpin
+
+
+@pytest.mark.parametrize(
+    ("keys", "backend", "isolated", "apart"),
     [
-        ({}, False, False),
-        ({"icc": False}, True, False),
-        ({"portIsolation": True}, True, False),
-        (published((80, 80)), False, True),
-        ({"icc": False, **published((80, 80))}, True, True),
+        ({}, Backend.NFTABLES, False, ""),
+        ({"icc": False}, Backend.NFTABLES, False, host_ifname(OWNER)),
+        ({"icc": False}, Backend.IPTABLES, True, ""),
+        ({"icc": False, "ipMasq": True, "ipMasqBackend": "iptables"}, Backend.NFTABLES, False, host_ifname(OWNER)),
+        ({"icc": False, "isGateway": False}, Backend.NFTABLES, False, host_ifname(OWNER)),
+        ({"portIsolation": True}, Backend.NFTABLES, True, ""),
+        ({"portIsolation": True, "icc": False}, Backend.NFTABLES, True, host_ifname(OWNER)),
     ],
 )
-def test_icc_isolates_the_port_and_published_ports_need_hairpin(
-    keys: dict[str, object], isolated: bool, hairpin: bool
+def test_icc_is_kept_from_ports_by_nftables_or_by_the_bridge(
+    keys: dict[str, object], backend: Backend, isolated: bool, apart: str
 ) -> None:
-    port = attach(conf(isGateway=True, **keys), DUAL).port
-    assert (port.isolated, port.hairpin) == (isolated, hairpin)
+    made = attach(conf(**{"isGateway": True, **keys}), DUAL, backend=backend)
+    assert made.port.isolated == isolated
+    assert {each.apart for each in made.policies if each.backend == Backend.NFTABLES} | {""} == {apart, ""}
 
 
 @pytest.mark.parametrize(
