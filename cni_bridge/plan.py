@@ -186,7 +186,7 @@ def build_result(conf: NetConf, attachment: Attachment, made: Made, netns: str) 
         interfaces=(
             InterfaceEntry(name=bridge.name, mac=made.bridge_mac),
             InterfaceEntry(name=port.name, mac=port.mac, mtu=port.mtu),
-            InterfaceEntry(name=container.ifname, mac=made.container_mac, mtu=container.mtu, sandbox=netns),
+            InterfaceEntry(name=container.ifname, mac=container.mac, mtu=container.mtu, sandbox=netns),
             *own_link,
         ),
         ips=tuple(

@@ -79,7 +79,8 @@ class Shield:
 class LinkPolicy:
     """What holds for a network's link, a bridge mostly, whoever is attached.
 
-    `isolated`: no traffic with other networks of this host, but to published ports. `internal`: none with anything
+    `isolated`: no traffic with other networks of this host, but to published ports; `parted`: none with other networks
+    that are parted too. `internal`: none with anything
     beyond the link. `icc`: its containers may reach each other. `trusted`: links from which a shield is open.
     None leaves it to what others say. `shared`: other attachments have the same link, so it is the network's and not
     one owner's.
@@ -87,6 +88,7 @@ class LinkPolicy:
 
     link: str
     isolated: bool | None = None
+    parted: bool | None = None
     internal: bool | None = None
     icc: bool | None = None
     trusted: tuple[str, ...] = ()

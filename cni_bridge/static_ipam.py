@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from cni_bridge.cni.errors import CheckFailed, InvalidConfig
+from cni_bridge.cni.errors import CheckFailed, CniError, Code, InvalidConfig
 from cni_bridge.cni.fields import Fields, parse_address, parse_interface
 from cni_bridge.cni.request import Command, Request, blame_args
 from cni_bridge.cni.result import IpEntry, Result, parse_dns, parse_previous, parse_route, require_renderable
@@ -27,11 +27,18 @@ class StaticIpam:
 
     async def allocate(self, wanted: Wanted) -> Allocation:
         """See `Ipam.allocate`."""
+        allocation = self.configured(wanted.owner)
+        if not allocation.leases:
+            raise CniError(Code.IPAM_PLUGIN_FAILED, "IPAM plugin returned missing IP config", "ipam.addresses is empty")
+        return allocation
+
+    def configured(self, owner: Owner) -> Allocation:
+        """What the configuration says, which may be nothing."""
         section = _section(self._request)
         since = datetime.now(UTC).replace(microsecond=0)
         return Allocation(
             leases=tuple(
-                Lease(owner=wanted.owner, address=each.address, gateway=each.gateway, since=since)
+                Lease(owner=owner, address=each.address, gateway=each.gateway, since=since)
                 for each in _given(self._request)
             ),
             routes=tuple(parse_route(each) for each in section.objects("routes")),
@@ -50,7 +57,7 @@ class StaticIpam:
         previous = parse_previous(self._request.config, self._request.version)
         answered = {each.address: each.gateway for each in (previous.ips if previous is not None else ())}
         for each in _given(self._request):
-            if each.address in answered and answered[each.address] != each.gateway:
+            if each.gateway is not None and answered.get(each.address, each.gateway) != each.gateway:
                 raise CheckFailed(f"address {each.address} has another gateway in the result than {each.gateway}", "")
 
     async def collect(self, network: str, keep: frozenset[Owner]) -> None:
@@ -108,7 +115,7 @@ async def serve(request: Request) -> Result | None:
     ipam = StaticIpam(request)
     match request.command:
         case Command.ADD:
-            allocation = await ipam.allocate(Wanted(owner=request.owner))
+            allocation = ipam.configured(request.owner)
             require_renderable([each.address.version for each in allocation.leases], request.version)
             return Result(
                 ips=tuple(IpEntry(address=each.address, gateway=each.gateway) for each in allocation.leases),

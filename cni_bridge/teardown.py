@@ -28,8 +28,8 @@ async def tear_down(rt: Runtime, attachment: Attachment) -> None:
     failures.raise_any(f"removal of {attachment.owner}")
 
 
-async def tear_down_unrecorded(rt: Runtime, request: Request) -> None:
-    """Remove what the owner may have without a record.
+async def tear_down_unrecorded(rt: Runtime, request: Request) -> bool:
+    """Remove what the owner may have without a record; whether there was something.
 
     Mostly there is nothing, for runtimes repeat DEL. Only where a lease or a link shows that there was something, the
     rules are searched for the owner's mark.
@@ -40,6 +40,7 @@ async def tear_down_unrecorded(rt: Runtime, request: Request) -> None:
     for firewall in rt.firewalls.values() if held or linked else ():
         await failures.collect(rt.on_host(firewall.forget, owner))
     failures.raise_any(f"removal of {owner}, of which there is no record")
+    return bool(held or linked)
 
 
 async def forget_link(rt: Runtime, network: str) -> None:
@@ -50,8 +51,20 @@ async def forget_link(rt: Runtime, network: str) -> None:
     if not rt.is_attached_to(network):
         async with rt.rules_locked(True):
             if not rt.is_attached_to(network):
-                for firewall in rt.firewalls.values():
-                    await rt.on_host(firewall.forget_link, network)
+                links = {link for each in rt.firewalls.values() for link in await rt.on_host(each.forget_link, network)}
+                for policy in _link_policies(rt, links):  # of another network on the same bridge
+                    await rt.on_host(rt.firewalls[policy.backend].apply, policy)
+
+
+def _link_policies(rt: Runtime, links: set[str]) -> Iterable[Policy]:
+    """One policy for each of these links that an attachment uses, with nothing but the link."""
+    found = {}
+    for records in rt.all_records if links else ():
+        for state in records.all():
+            for each in state.policies:
+                if each.link is not None and each.link.shared and each.link.link in links:
+                    found[each.link.link] = Policy(backend=each.backend, owner=each.owner, link=each.link)
+    return found.values()
 
 
 async def change_rules(rt: Runtime, former: Iterable[Policy], wanted: Iterable[Policy]) -> None:

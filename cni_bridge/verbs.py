@@ -21,9 +21,10 @@ from cni_bridge.cni.request import Command, Request
 from cni_bridge.cni.result import Result, require_renderable
 from cni_bridge.datapath import netns
 from cni_bridge.datapath.bridge import MAX_PORTS
+from cni_bridge.datapath.tuning import require_allowed_here
 from cni_bridge.failures import Failures
 from cni_bridge.plan import Attachment, build_result, plan
-from cni_bridge.policy import publications_of, publishing
+from cni_bridge.policy import Publication, publications_of, publishing
 from cni_bridge.publishing import claim, end_stale_connections, hand_over, let_loopback_out
 from cni_bridge.resolvconf import read_resolv_conf
 from cni_bridge.restoring import restore, restore_if_flushed
@@ -43,6 +44,7 @@ async def add(rt: Runtime, request: Request) -> Result:
     addresses = _address_conf(rt, request, conf)
     if not conf.ipam_type or addresses.range_sets:
         _require_fitting(conf, [each.family for each in addresses.range_sets])
+    require_allowed_here(conf.tuning)
     dns = read_resolv_conf(addresses.resolv_conf)
     await restore_if_flushed(rt)
     with netns.opened(request.netns) as target:
@@ -54,15 +56,14 @@ async def add(rt: Runtime, request: Request) -> Result:
             planned = await _planner(rt, conf, request, target, addresses)
             # A repeat that fails takes nothing back, for the container may be using what an earlier request made.
             async with Undo(active=recorded is None) as undo:
+                undo.push(partial(forget_link, rt, request.owner.network))
                 undo.push(partial(rt.on_host, rt.records.remove, request.owner))
                 if recorded is None:
                     rt.records.write(planned(None))
                 undo.push(partial(release, rt, request, conf.ipam_type, request.owner))
                 attachment = planned(await _allocate(rt, request, conf, ipam, wanted, recorded))
                 wished = publications_of(attachment.policies)
-                backend = next((each.backend for each in attachment.policies if each.publications), Backend.NFTABLES)
-                served, waiting = await claim(rt, request.owner, wished, backend)
-                attachment = replace(attachment, policies=publishing(attachment.policies, served), waiting=waiting)
+                attachment = await _serving(rt, attachment, wished)
                 former = recorded.policies if recorded is not None else ()
                 earlier = recorded.changed if recorded is not None else ()
                 either = tuple(dict.fromkeys((*attachment.policies, *former)))
@@ -76,7 +77,10 @@ async def add(rt: Runtime, request: Request) -> Result:
                     gateways_of_others=partial(_gateways_of_others, rt, attachment),
                 )
                 undo.push(partial(change_rules, rt, attachment.policies, ()))
-                async with rt.rules_locked(False):
+                async with rt.rules_locked(bool(wished)):  # alone, for who may have a port is looked at again
+                    if wished:
+                        attachment = await _serving(rt, attachment, wished)
+                        rt.records.write(replace(attachment, changed=earlier + made.changed))
                     await change_rules(rt, former, attachment.policies)
                 await rt.on_host(let_loopback_out, rt, attachment.policies)
                 await end_stale_connections(rt, attachment.policies)
@@ -86,18 +90,18 @@ async def add(rt: Runtime, request: Request) -> Result:
 
 async def delete(rt: Runtime, request: Request) -> None:
     """Detach the container: does all it can, whatever of the attachment or the request is gone."""
-    owner, failures = request.owner, Failures()
+    owner, failures, found = request.owner, Failures(), None
     async with rt.locked(owner), rt.rules_locked(False):
         recorded = _readable_record(rt, owner)
         if recorded is not None:
             await failures.collect(tear_down(rt, recorded))
             await failures.collect(release(rt, request, recorded.ipam_type, owner))
         else:
-            await failures.collect(tear_down_unrecorded(rt, request))
+            found = await failures.collect(tear_down_unrecorded(rt, request))
             await failures.collect(release(rt, request, lenient(parse_ipam_type, request), owner))
         failures.raise_any(f"DEL of {owner}")
         rt.records.remove(owner)
-    if recorded is not None:
+    if recorded is not None or found:
         await forget_link(rt, owner.network)
     if recorded is not None and publications_of(recorded.policies):
         await hand_over(rt, owner.container_id)
@@ -155,8 +159,8 @@ async def status(rt: Runtime, request: Request) -> None:
     ports = await rt.on_host(rt.datapath.count_ports, conf.bridge)
     if ports >= MAX_PORTS:
         raise CniError(Code.NOT_AVAILABLE, f"bridge {conf.bridge} is full: it has {ports} ports")
-    needed = {Backend.NFTABLES} if conf.mac_spoof_check else set()
-    if conf.ip_masq:
+    needed = {Backend.NFTABLES} if conf.mac_spoof_check or conf.ip_spoof_check else set()
+    if conf.ip_masq or conf.is_gateway:
         needed.add(conf.ip_masq_backend or await rt.default_backend())
     for backend in needed:
         reason = await rt.on_host(rt.firewalls[backend].unusable)
@@ -268,6 +272,13 @@ async def _collect_addresses(rt: Runtime, request: Request, keep: frozenset[Owne
     async with rt.ipam(request, parse_ipam_type(request.config)) as ipam:
         if ipam is not None:
             await ipam.collect(request.owner.network, keep)
+
+
+async def _serving(rt: Runtime, attachment: Attachment, wished: tuple[Publication, ...]) -> Attachment:
+    """The attachment with those of the publications that it may serve now, and those that wait."""
+    backend = next((each.backend for each in attachment.policies if each.link is not None), Backend.NFTABLES)
+    served, waiting = await claim(rt, attachment.owner, wished, backend)
+    return replace(attachment, policies=publishing(attachment.policies, served), waiting=waiting)
 
 
 def _readable_record(rt: Runtime, owner: Owner) -> Attachment | None:

@@ -35,7 +35,8 @@ class Firewall:
         if ingress not in _POLICIES:
             raise InvalidConfig(f'{config.at("ingressPolicy")} "{ingress}" is none of {", ".join(_POLICIES)}')
         addresses = [each.address.ip for each in previous.ips]
-        link = await rt.on_host(rt.links.link_towards, addresses[0]) if addresses else None
+        where = (request.netns, request.owner.ifname)
+        link = await rt.on_host(rt.links.link_of, *where, addresses[0]) if addresses else None
         if link is None:
             if ingress != "open":
                 raise InvalidConfig(
@@ -47,7 +48,7 @@ class Firewall:
             owner=request.owner,
             link=LinkPolicy(
                 link=link.name,
-                isolated=ingress != "open",
+                parted=ingress != "open",
                 icc=ingress != "isolated",
                 shared=link.kind == "bridge",
             ),

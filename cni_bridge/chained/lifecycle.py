@@ -66,6 +66,7 @@ async def _add(plugin: Plugin, rt: Runtime, request: Request) -> Result:
         if state is None:
             return previous
         async with Undo(active=recorded != state) as undo:
+            undo.push(partial(forget_link, rt, request.owner.network))
             undo.push(partial(rt.on_host, records.remove, request.owner))
             records.write(state)
             undo.push(partial(plugin.undo, rt, request, state))
@@ -101,6 +102,7 @@ async def _collect(plugin: Plugin, rt: Runtime, request: Request) -> None:
     for stale in list(rt.chained[plugin.name].all(network)):
         if stale.owner not in keep:
             await failures.collect(_collect_one(plugin, rt, request, stale))
+    await failures.collect(forget_link(rt, network))
     failures.raise_any(f'GC of network "{network}" by {plugin.name}')
 
 
@@ -114,8 +116,7 @@ async def _collect_one(plugin: Plugin, rt: Runtime, request: Request, stale: Cha
 
 
 async def _after(plugin: Plugin, rt: Runtime, state: Chained) -> None:
-    if any(each.link for each in state.policies):
-        await forget_link(rt, state.owner.network)
+    await forget_link(rt, state.owner.network)
     await plugin.released(rt, state)
 
 

@@ -54,7 +54,7 @@ class Portmap:
         if backend == Backend.IPTABLES and any(each.condition for each in wanted):
             raise InvalidConfig("conditionsV4 and conditionsV6 need nftables, which does not work here")
         served, waiting = await claim(rt, request.owner, wanted, backend, refuse=False)
-        link = await rt.on_host(rt.links.link_towards, addresses[0])
+        link = await rt.on_host(rt.links.link_of, request.netns, request.owner.ifname, addresses[0])
         policy = Policy(
             backend=backend,
             owner=request.owner,

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 from cni_bridge.chained_state import Chained
 from cni_bridge.cni.errors import InvalidNetns
 from cni_bridge.cni.request import Request
 from cni_bridge.cni.result import Result
-from cni_bridge.cni.tuning import parse_tuning, require_allowed
+from cni_bridge.cni.tuning import parse_tuning
 from cni_bridge.datapath import netns
+from cni_bridge.datapath.tuning import require_allowed_here
 from cni_bridge.runtime import Runtime
-
-ALLOWED = Path("/etc/cni/tuning/allowlist.conf")  # the reference's: patterns of settings that may be set
 
 
 class Tuning:
@@ -26,8 +24,7 @@ class Tuning:
         tuning = parse_tuning(request)
         if not tuning:
             return None
-        if tuning.sysctls and ALLOWED.exists():
-            require_allowed(tuning.sysctls, ALLOWED.read_text().splitlines())
+        require_allowed_here(tuning)
         with netns.opened(request.netns) as target:
             former = recorded.former if recorded is not None else None
             if former is None:

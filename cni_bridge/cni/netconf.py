@@ -140,6 +140,8 @@ def parse_netconf(request: Request) -> NetConf:
         raise InvalidConfig('gatewayMode "routed" and ipMasq true exclude each other: what is routed keeps its address')
     if conf.internal and conf.ports:
         raise InvalidConfig("runtimeConfig.portMappings has ports, and internal is true: nothing is published there")
+    if conf.ports and not ipam_type:
+        raise InvalidConfig("runtimeConfig.portMappings has ports, and there is no ipam: the container has no address")
     if conf.hairpin and conf.promisc:
         raise InvalidConfig(
             "cannot set hairpin mode and promiscuous mode at the same time", "hairpinMode and promiscMode are both true"

@@ -8,6 +8,9 @@ from cni_bridge.cni.errors import InvalidConfig
 from cni_bridge.cni.fields import Fields
 
 _MAX_RATE = (1 << 63) - 1
+_LEAST_RATE = 1000  # bit/s; the kernel counts the time of each packet, in 32 bits
+_MOST_RATE = ((1 << 32) - 1) * 8  # bit/s, of 32 bits of bytes
+_LONGEST_BURST = 250  # seconds that the burst may take at the rate, of 32 bits of 64 ns
 _MAX_BURST = (1 << 32) * 8 - 1  # bits of the 4 GB that the kernel's bucket holds
 
 
@@ -46,6 +49,12 @@ def _rate(fields: Fields, direction: str) -> Rate | None:
     if bool(rate) != bool(burst):
         given, other = ("Rate", "Burst") if rate else ("Burst", "Rate")
         raise InvalidConfig(f"{fields.at(direction + given)} is set, so {fields.at(direction + other)} must be too")
-    if rate and (rate < 8 or burst < 8):
-        raise InvalidConfig(f"{fields.at(direction + 'Rate')} {rate} and {direction}Burst {burst} are less than a byte")
+    if rate and not _LEAST_RATE <= rate <= _MOST_RATE:
+        raise InvalidConfig(
+            f"{fields.at(direction + 'Rate')} {rate} is not between {_LEAST_RATE} and {_MOST_RATE} bit/s"
+        )
+    if rate and (burst < 8 or burst / rate > _LONGEST_BURST):
+        raise InvalidConfig(
+            f"{fields.at(direction + 'Burst')} {burst} is less than a byte or takes more than {_LONGEST_BURST} s"
+        )
     return Rate(rate=rate, burst=burst) if rate else None

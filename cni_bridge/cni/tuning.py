@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from cni_bridge.cni.errors import DecodingFailure, InvalidConfig
+from cni_bridge.cni.errors import CniError, Code, DecodingFailure, InvalidConfig
 from cni_bridge.cni.fields import Fields
 from cni_bridge.cni.mac import config_mac, parse_mac
 from cni_bridge.cni.request import Request
@@ -18,10 +18,11 @@ _MAX_MTU, _MAX_QUEUE = 65535, (1 << 31) - 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sysctl:
-    """A kernel setting below `net`, its name with slashes (`ipv4/conf/eth0/arp_filter`)."""
+    """A kernel setting below `net`, its name with slashes (`ipv4/conf/eth0/arp_filter`); `key`: as it was written."""
 
     name: str
     value: str
+    key: str
 
     def __str__(self) -> str:
         return f"net.{self.name.replace('/', '.')}"
@@ -47,31 +48,34 @@ def parse_tuning(request: Request, *, link: bool = True) -> Tuning:
     config, args = request.config, request.config.object("args").object("cni")
     sources = (args, config)
     return Tuning(
-        sysctls=_sysctls(request, ("args", "cni", "sysctl") if args.has("sysctl") else ("sysctl",)),
-        mac=(parse_mac(request) or config_mac(config)) if link else "",
-        mtu=_first(sources, "mtu", _MAX_MTU, low=68) or 0 if link else 0,
-        promisc=any(each.boolean("promisc") for each in sources),
+        sysctls=_sysctls(request),
+        mac=(config_mac(args) or parse_mac(request) or config_mac(config)) if link else "",
+        mtu=_first(sources, "mtu", _MAX_MTU) or 0 if link else 0,
+        promisc=next((each.boolean("promisc") for each in sources if each.has("promisc")), False),
         allmulti=next((each.boolean("allmulti") for each in sources if each.has("allmulti")), None),
         tx_queue=_first(sources, "txQLen", _MAX_QUEUE),
     )
 
 
-def _first(sources: Iterable[Fields], key: str, high: int, low: int = 0) -> int | None:
-    return next((each.integer(key, 0, low=low, high=high) for each in sources if each.has(key)), None)
+def _first(sources: Iterable[Fields], key: str, high: int) -> int | None:
+    return next((each.integer(key, 0, low=0, high=high) for each in sources if each.has(key)), None)
 
 
-def _sysctls(request: Request, path: tuple[str, ...]) -> tuple[Sysctl, ...]:
-    """The settings as they are written: their names, unlike keys, differ by case."""
-    found: dict[str, Sysctl] = {}
-    for key, value in _pairs_at(request.stdin, path):
-        if not isinstance(value, str):
-            raise DecodingFailure(f"{'.'.join(path)}.{key} is not a string")
-        name = posixpath.normpath(key.replace(".", "/").replace("IFNAME", request.owner.ifname, 1))
-        if not name.startswith("net/") or name in found:
-            why = "is given twice" if name in found else "is not below net"
-            raise InvalidConfig(f'{".".join(path)}: kernel setting "{key}" {why}')
-        found[name] = Sysctl(name=name.removeprefix("net/"), value=value)
-    return tuple(found.values())
+def _sysctls(request: Request) -> tuple[Sysctl, ...]:
+    """The settings, those of `args.cni` over the others, as they are written: unlike keys, they differ by case."""
+    merged: dict[str, Sysctl] = {}
+    for path in (("sysctl",), ("args", "cni", "sysctl")):
+        found: dict[str, Sysctl] = {}
+        for key, value in _pairs_at(request.stdin, path):
+            if not isinstance(value, str):
+                raise DecodingFailure(f"{'.'.join(path)}.{key} is not a string")
+            name = posixpath.normpath(key.replace(".", "/").replace("IFNAME", request.owner.ifname, 1))
+            if not name.startswith("net/") or name in found:
+                why = "is given twice" if name in found else "is not below net"
+                raise InvalidConfig(f'{".".join(path)}: kernel setting "{key}" {why}')
+            found[name] = Sysctl(name=name.removeprefix("net/"), value=value, key=key)
+        merged |= found
+    return tuple(merged.values())
 
 
 def _pairs_at(stdin: bytes, path: tuple[str, ...]) -> list[tuple[str, object]]:
@@ -79,7 +83,9 @@ def _pairs_at(stdin: bytes, path: tuple[str, ...]) -> list[tuple[str, object]]:
     found: object = json.loads(stdin, object_pairs_hook=_Members)
     for part in path:
         members = found if isinstance(found, _Members) else _Members()
-        found = next((value for key, value in members if key.lower() == part), None)
+        found = next((value for key, value in reversed(members) if key.lower() == part), None)
+    if found is not None and not isinstance(found, _Members):
+        raise DecodingFailure(f"{'.'.join(path)} is not an object")
     return found if isinstance(found, _Members) else []
 
 
@@ -88,8 +94,12 @@ class _Members(list[tuple[str, object]]):
 
 
 def require_allowed(sysctls: Iterable[Sysctl], allowed: Iterable[str]) -> None:
-    """Refuse settings that match none of the administrator's patterns (/etc/cni/tuning/allowlist.conf)."""
+    """Refuse settings that match none of the administrator's patterns, as they are written or as they are meant."""
     patterns = [each.strip() for each in allowed if each.strip() and not each.startswith("#")]
+    try:
+        compiled = [re.compile(each) for each in patterns]
+    except re.error as error:
+        raise CniError(Code.IO_FAILURE, f"the list of allowed settings has a bad pattern: {error}") from None
     for each in sysctls:
-        if not any(re.search(pattern, str(each)) for pattern in patterns):
+        if not any(one.search(each.key) or one.search(str(each)) for one in compiled):
             raise InvalidConfig(f"{each} is not allowed here; allowed are {', '.join(patterns) or 'none'}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from cni_bridge.cni.errors import KernelRefused
+from cni_bridge.cni.errors import InvalidNetns, KernelRefused
 from cni_bridge.cni.shaping import Shaping
 from cni_bridge.cni.tuning import Tuning
 from cni_bridge.datapath import netns
@@ -34,9 +34,15 @@ class Links:
         """The host's link of that name."""
         return self._host.link(name)
 
-    def link_towards(self, address: Address) -> Link | None:
-        """The link by which the host reaches the address."""
-        return self._host.route_link(address)
+    def link_of(self, path: str, ifname: str, address: Address) -> Link | None:
+        """The container's link on the host: the bridge of its veth, or else the link on which its address is."""
+        try:
+            port = self.port_of(path, ifname)
+        except InvalidNetns:
+            port = None
+        if port is not None and port.master:
+            return self._host.link_at(port.master)
+        return port or self._host.neighbour_link(address)
 
     def port_of(self, path: str, ifname: str) -> Link | None:
         """The host's end of the veth whose other end is this interface of the namespace at the path."""

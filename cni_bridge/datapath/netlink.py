@@ -168,7 +168,7 @@ class Netlink:
         if self.redirects_incoming(index):
             return
         with _refusals(f"redirect what comes in by link {index}"):
-            self._ip.tc("add", "ingress", index, _INGRESS)
+            self._ip.tc("replace", "ingress", index, _INGRESS)
             self._ip.tc(
                 "add-filter",
                 "u32",
@@ -189,8 +189,11 @@ class Netlink:
                     self._ip.tc("del", index=index, handle=handle, parent=parent)
 
     def redirects_incoming(self, index: int) -> bool:
-        """Whether something looks at what comes in by the link."""
-        return any(each.get("TCA_KIND") == "ingress" for each in self._qdiscs(index))
+        """Whether a filter looks at what comes in by the link."""
+        if not any(each.get("TCA_KIND") == "ingress" for each in self._qdiscs(index)):
+            return False
+        with _refusals(f"list filters of link {index}"):
+            return any(True for _ in self._ip.get_filters(index=index, parent=_INGRESS))
 
     def _qdiscs(self, index: int) -> list[Any]:
         with _refusals(f"list queueing disciplines of link {index}"):
@@ -327,6 +330,16 @@ class Netlink:
                 index = next((each.get("RTA_OIF") for each in found), None)
         except KernelRefused:
             return None
+        return self.link_at(index) if index is not None else None
+
+    def neighbour_link(self, destination: Address) -> Link | None:
+        """The link on which the destination is itself, no router being between; None if it is not on any."""
+        try:
+            with _refusals(f"look up the route to {destination}"):
+                found = list(self._ip.route("get", dst=str(destination), family=_AF[destination.version]))
+        except KernelRefused:
+            return None
+        index = next((each.get("RTA_OIF") for each in found if not each.get("RTA_GATEWAY")), None)
         return self.link_at(index) if index is not None else None
 
     def _get(self, **selector: Any) -> Link | None:

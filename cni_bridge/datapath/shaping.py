@@ -7,6 +7,8 @@ from cni_bridge.datapath import sysctl
 from cni_bridge.datapath.messages import Link
 from cni_bridge.datapath.netlink import Netlink
 
+_TICK = 64e-9  # seconds, PSCHED_SHIFT
+
 
 def ensure_shaping(host: Netlink, port: Link, ifb: str, alias: str, shaping: Shaping) -> str:
     """Limit what goes over the port, the veth's end on the host; the MAC address of the IFB, empty if none is needed.
@@ -36,17 +38,24 @@ def remove_shaping(host: Netlink, ifb: str) -> None:
 def missing_shaping(host: Netlink, port: Link, ifb: str, shaping: Shaping) -> list[str]:
     """What of the limits differs, in words."""
     found = []
-    if shaping.ingress is not None and host.bucket(port.index) != shaping.ingress:
+    if shaping.ingress is not None and not _is_as(host.bucket(port.index), shaping.ingress):
         found.append(_words(port.name, host.bucket(port.index), shaping.ingress))
     if shaping.egress is not None:
         link = host.link(ifb)
         if link is None:
             return [*found, f"link {ifb}, which limits what the container sends, is gone"]
-        if host.bucket(link.index) != shaping.egress:
+        if not _is_as(host.bucket(link.index), shaping.egress):
             found.append(_words(ifb, host.bucket(link.index), shaping.egress))
         if not host.redirects_incoming(port.index):
             found.append(f"what comes in by {port.name} is not led to {ifb}")
     return found
+
+
+def _is_as(actual: Rate | None, wanted: Rate) -> bool:
+    """Whether the bucket is the one that was wanted: in bytes, and its burst as exact as the kernel's clock."""
+    if actual is None or actual.rate // 8 != wanted.rate // 8:
+        return False
+    return abs(actual.burst - wanted.burst) // 8 <= 2 + wanted.rate * _TICK / 8
 
 
 def _words(name: str, actual: Rate | None, wanted: Rate) -> str:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from cni_bridge.cni.errors import KernelRefused
-from cni_bridge.cni.tuning import Tuning
+from cni_bridge.cni.tuning import Tuning, require_allowed
 from cni_bridge.datapath import sysctl
 from cni_bridge.datapath.netlink import Netlink
+
+ALLOWED = Path("/etc/cni/tuning/allowlist.conf")  # the reference's: patterns of settings that may be set
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +22,12 @@ class Former:
     promisc: bool
     allmulti: bool
     tx_queue: int
+
+
+def require_allowed_here(tuning: Tuning) -> None:
+    """Refuse kernel settings that the administrator of this host does not allow, if there is a list."""
+    if tuning.sysctls and ALLOWED.exists():
+        require_allowed(tuning.sysctls, ALLOWED.read_text().splitlines())
 
 
 def read_former(inside: Netlink, ifname: str) -> Former:

@@ -36,8 +36,8 @@ class Firewall(Protocol):
     def claimed(self, publications: Collection[Publication], owner: Owner) -> dict[Publication, str]:
         """The publications of whose host ports another owner has one, with that owner's tag."""
 
-    def forget_link(self, network: str) -> None:
-        """Remove what holds for the network's link; nobody is attached to it any more."""
+    def forget_link(self, network: str) -> Collection[str]:
+        """Remove what holds for the network's links; nobody is attached to it any more. The links that it was for."""
 
     def evict(self, key: str) -> None:
         """Remove the rules that carry an owner's key, of which nothing else is known."""

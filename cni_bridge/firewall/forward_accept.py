@@ -43,7 +43,7 @@ class _Chain:
 
 def ensure_forward_accepted(nft: Nftables, network: str, link: str) -> None:
     """Have the FORWARD chains that drop accept the link's traffic; nothing is run where none does, or all is there."""
-    for chain in _chains(nft, dropping=True):
+    for chain in _chains(nft):
         for rule in _rules(network, link):
             if rule[:2] not in chain.accepts:
                 log.info("letting traffic of %s through chain %s of %s", link, chain.name, chain.tool)
@@ -54,7 +54,7 @@ def missing_forward_accept(nft: Nftables, network: str, link: str) -> list[str]:
     """What of that is missing, in words."""
     return [
         f"{chain.tool} rule for {link} in chain {chain.name}, which would drop: {' '.join(rule)}"
-        for chain in _chains(nft, dropping=True)
+        for chain in _chains(nft)
         for rule in _rules(network, link)
         if rule[:2] not in chain.accepts
     ]
@@ -76,12 +76,11 @@ def _rules(network: str, link: str) -> Iterator[tuple[str, ...]]:
     yield ("-o", link, "-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED,DNAT", *comment, "-j", "ACCEPT")
 
 
-def _chains(nft: Nftables, *, dropping: bool = False) -> Iterator[_Chain]:
-    """The chains of both variants of iptables, or those that drop."""
+def _chains(nft: Nftables) -> Iterator[_Chain]:
+    """The chains by which both variants of iptables drop."""
     for family, table in _TABLES.items():
         tool = _found(f"{_TOOLS[family]}-nft", _TOOLS[family])
-        asked = tool and (not dropping or drops_by_default(table, "FORWARD"))
-        if asked and (forward := _query(nft, f"chain {table} FORWARD")):
+        if tool and drops_by_default(table, "FORWARD") and (forward := _query(nft, f"chain {table} FORWARD")):
             user = _query(nft, f"chain {table} DOCKER-USER")
             rules = [each["rule"] for each in user or forward if "rule" in each]
             accepts = frozenset(found for each in rules if (found := _accepted(each["expr"])))
@@ -89,7 +88,7 @@ def _chains(nft: Nftables, *, dropping: bool = False) -> Iterator[_Chain]:
         names, legacy = _LEGACY_NAMES[family], _found(f"{_TOOLS[family]}-legacy")
         if legacy and names.exists() and "filter" in names.read_text().split():
             saved = _run(legacy, "-S").splitlines()
-            if "-P FORWARD DROP" in saved or not dropping:
+            if "-P FORWARD DROP" in saved:
                 yield _legacy_chain(legacy, saved)
 
 
@@ -125,10 +124,9 @@ def _found(*names: str) -> str:
 
 def _run(tool: str, *words: str) -> str:
     path = shutil.which(tool, path="/usr/sbin:/sbin:/usr/bin:/bin") or tool
+    wait = () if words[0] == "-S" else ("-w", str(_PATIENCE))  # to look needs no lock
     try:
-        done = subprocess.run(
-            [path, "-w", str(_PATIENCE), *words], capture_output=True, text=True, timeout=2 * _PATIENCE, check=False
-        )
+        done = subprocess.run([path, *wait, *words], capture_output=True, text=True, timeout=2 * _PATIENCE, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise FirewallFailed(f"{tool} cannot be run: {error}") from None
     if done.returncode != 0:

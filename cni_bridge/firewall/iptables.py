@@ -83,9 +83,9 @@ class IptablesFirewall:
         """See `Firewall.forget`."""
         self.evict(owner_key(owner))
 
-    def forget_link(self, network: str) -> None:
+    def forget_link(self, network: str) -> Collection[str]:
         """See `Firewall.forget_link`."""
-        self.evict(network_tag(network))
+        return self._sweep(lambda each: each == network_tag(network))
 
     def evict(self, key: str) -> None:
         """See `Firewall.evict`."""
@@ -100,14 +100,19 @@ class IptablesFirewall:
             return error.msg
         return ""
 
-    def _sweep(self, stale: Callable[[str], bool]) -> None:
-        """Remove the rules by whose owner's key they are stale, without loading iptables where nobody uses it."""
+    def _sweep(self, stale: Callable[[str], bool]) -> set[str]:
+        """Remove the rules by whose owner's key they are stale, without loading iptables where nobody uses it.
+
+        The links that they named.
+        """
+        links: set[str] = set()
         for family, names in _TABLE_NAMES.items():
             loaded = names.read_text().split() if names.exists() else []
             tables = [each for each in CHAINS if each in loaded]
             # To look needs no lock, so nobody who holds it is waited for in vain.
             if tables and self._look(partial(_stale_tags, family, tables, stale), "look for stale rules"):
-                self._run(partial(_remove_stale, family, tables, stale), "remove stale rules")
+                links |= set(self._run(partial(_remove_stale, family, tables, stale), "remove stale rules"))
+        return links
 
     def _each_family(self, policy: Policy, transaction: Callable[[int, Policy], list[str]], purpose: str) -> list[str]:
         addresses = _addresses(policy)
@@ -221,10 +226,15 @@ def _stale_tags(family: int, tables: Iterable[str], stale: Callable[[str], bool]
 
 
 def _remove_stale(family: int, tables: Iterable[str], stale: Callable[[str], bool]) -> list[str]:
+    links: set[str] = set()
     for name in tables:
         with _Table(family, name) as table:
+            going = [each for each in table.rules() if stale(key_of_tag(each.comment))]
+            links |= {
+                each.words[key] for each in going for key in ("in-interface", "out-interface") if key in each.words
+            }
             table.delete(lambda rule: stale(key_of_tag(rule.comment)))
-    return []
+    return sorted(links)
 
 
 def _probe(family: int) -> list[str]:

@@ -26,9 +26,10 @@ _SNAT, _PUBLISH, _RAW, _FORWARD = "CNI-BRIDGE-SNAT", "CNI-BRIDGE-PUB", "CNI-BRID
 _MARK = "CNI-BRIDGE-MARK"
 _ICC, _SAME, _INTERNAL, _ISOLATED = "CNI-BRIDGE-ICC", "CNI-BRIDGE-SAME", "CNI-BRIDGE-INT", "CNI-BRIDGE-ISO"
 _TO_NETWORK, _FROM_NETWORK, _TRUSTED = "CNI-BRIDGE-TO", "CNI-BRIDGE-FROM", "CNI-BRIDGE-TRUST"
+_TO_PARTED = "CNI-BRIDGE-PARTED"
 _BETWEEN, _BETWEEN_TO = "CNI-BRIDGE-BETW", "CNI-BRIDGE-BETW-TO"
 _OPENED, _SHIELD, _ACCEPT = "CNI-BRIDGE-OPEN", "CNI-BRIDGE-SHIELD", "CNI-BRIDGE-ACC"
-_FROM_OWN_LINK = "0x2000/0x2000"  # the packet's mark, that the reference `portmap` uses by default
+_FROM_OWN_LINK = "0x40/0x40"  # the packet's mark; kube-proxy, the reference `portmap`, Calico, Cilium use higher bits
 _DNAT = {"conntrack": {"ctstate": "DNAT"}}
 
 
@@ -95,6 +96,7 @@ CHAINS: Mapping[str, tuple[str, ...]] = {
         _INTERNAL,
         _TO_NETWORK,
         _FROM_NETWORK,
+        _TO_PARTED,
         _ISOLATED,
         _BETWEEN_TO,
         _BETWEEN,
@@ -199,6 +201,9 @@ def _link(policy: LinkPolicy, tag: str) -> Iterator[Rule]:
     if policy.isolated:
         yield _rule("filter", _ISOLATED, tag, _TO_NETWORK, in_interface=link)
         yield _rule("filter", _ISOLATED, tag, _FROM_NETWORK, out_interface=link)
+    if policy.parted:
+        yield _rule("filter", _ISOLATED, tag, _TO_PARTED, in_interface=link)
+        yield _rule("filter", _TO_PARTED, tag, "DROP", out_interface=link)
     for each in policy.trusted:
         yield _rule("filter", _TRUSTED, tag, "ACCEPT", in_interface=each, out_interface=link)
 

@@ -44,7 +44,7 @@ class NftablesFirewall:
     def apply(self, policy: Policy) -> None:
         """See `Firewall.apply`."""
         self._evict_former_owners(policy)
-        stale = self._conditional_rules(owner_key(policy.owner))
+        stale = [*self._conditional_rules(owner_key(policy.owner)), *self._links_not_trusted(policy)]
         self._run("\n".join([*stale, _render([policy])]), f"apply the rules of {policy.owner}")
         if policy.link is not None:
             ensure_forward_accepted(self._connect(), policy.owner.network, policy.link.link)
@@ -118,15 +118,16 @@ class NftablesFirewall:
         """See `Firewall.forget`."""
         self.evict(owner_key(owner))
 
-    def forget_link(self, network: str) -> None:
+    def forget_link(self, network: str) -> Collection[str]:
         """See `Firewall.forget_link`."""
         if self.unusable():
-            return
+            return ()
         own = network_tag(network)
         links = [each.key.strip('"') for each in self._listed(INET, "networks") if key_of_tag(each.comment) == own]
         self._sweep(lambda each: key_of_tag(each.comment) == own, only=LINK_SETS)
         if links:
             forget_forward_accept(self._connect(), network, links)
+        return links
 
     def evict(self, key: str) -> None:
         """See `Firewall.evict`."""
@@ -201,6 +202,18 @@ class NftablesFirewall:
         """Every element that leads a port somewhere."""
         for name in (f"publish{run}{at}{family}" for run in ("", "_run") for at in ("", "_at")):
             yield from self._listed(INET, name)
+
+    def _links_not_trusted(self, policy: Policy) -> list[str]:
+        """The commands that delete the links that this network trusted and no longer does."""
+        if policy.link is None:
+            return []
+        wanted = {each.key for each in link_elements(policy)[0]}
+        own, link = network_tag(policy.owner.network), f'"{policy.link.link}"'
+        return [
+            each.delete()
+            for each in self._listed(INET, "trusted")
+            if key_of_tag(each.comment) == own and each.key.endswith(link) and each.key not in wanted
+        ]
 
     def _conditional_rules(self, key: str) -> list[str]:
         """The commands that delete the owner's conditional rules."""

@@ -192,6 +192,7 @@ def _link(policy: LinkPolicy, tag: str) -> tuple[tuple[Element, ...], tuple[Elem
         element("networks", link): True,
         element("same", itself): True,
         element("isolated", link): policy.isolated,
+        element("parted", link): policy.parted,
         element("internal", link): policy.internal,
         element("no_icc", itself): None if policy.icc is None else not policy.icc,
         **{element("trusted", f'"{each}" . {link}'): True for each in policy.trusted},

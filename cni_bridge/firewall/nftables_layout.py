@@ -14,7 +14,7 @@ BRIDGE = "bridge cni_bridge"
 ADMIN_CHAIN = "admin"
 CONDITIONAL_CHAIN = "conditional"  # what `portmap` publishes on a condition, a rule each
 
-PUBLISHED_MARK = "0x2000"  # on a bridged packet to a published port, for the chain of frames to let it through
+PUBLISHED_MARK = "0x40"  # on a bridged packet to a published port, for the chain of frames to let it through
 _PORT = "meta l4proto . th dport"
 
 
@@ -54,6 +54,7 @@ LINK_SETS = {
     "no_icc": "set { type ifname . ifname; }",
     "networks": "set { type ifname; }",
     "isolated": "set { type ifname; }",
+    "parted": "set { type ifname; }",
     "internal": "set { type ifname; }",
 }
 
@@ -137,6 +138,7 @@ _NAT = Table(
                 ),
                 'iifname @isolated oifname @networks counter drop comment "from an isolated network to another"',
                 'iifname @networks oifname @isolated counter drop comment "from another network to an isolated one"',
+                'iifname @parted oifname @parted counter drop comment "between networks that are parted"',
                 'iifname @networks oifname @networks accept comment "between networks that are not isolated"',
                 'iifname . oifname @trusted accept comment "from a trusted link"',
                 'ip daddr @routed4 icmp type echo-request accept comment "IPv4 ping by routing"',
@@ -210,8 +212,7 @@ _SPOOF = Table(
             hook="type filter hook forward priority 200; policy accept;",
             rules=(
                 'meta protocol arp accept comment "ARP: who answers from a published port asks"',
-                "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept "
-                'comment "neighbour discovery likewise"',
+                'icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept comment "neighbour discovery likewise"',
                 f"iifname @apart oifname @apart meta mark and {PUBLISHED_MARK} != {PUBLISHED_MARK} counter drop "
                 'comment "between containers of a network without icc"',
             ),

@@ -116,7 +116,7 @@ def test_iptables_publishes(xtables_host: Host, keys: Json, outside: tuple[str, 
     for name, of in confs.items():
         attach(host, of, name)
     serve(host, {"a": (80, 81, 90, 4999, 5000, 5019, 5020, 5999, 6020, 6999, 7000, 7019, 7020)})
-    everywhere, inside = (8080, 7000, 7019, 6000, 6019), ("", "c") if keys else ("", "a", "b", "c")
+    everywhere, inside = (8080, 7000, 7019, 6000, 6019), ("", "c") if "snat" in keys else ("", "a", "b", "c")
     expected = {
         probe: "a"
         for source in ("outside", "neighbour", *inside)
@@ -192,7 +192,7 @@ def test_iptables_lets_pass_what_the_mode_allows_and_nothing_else(xtables_host: 
             host.shell(f"ip route add default via {gateway}", "a")
     serve(host, {**dict.fromkeys("abc", (PUBLISHED, PRIVATE)), "": (ELSEWHERE,), "outside": (ELSEWHERE,)})
     expected: dict[Probe, str] = {}
-    ways = {source: mode.outside for source in ("outside", "neighbour")}
+    ways = dict.fromkeys(("outside", "neighbour"), mode.outside)
     ways |= {"": mode.itself, "a": mode.itself, "b": mode.b, "c": mode.c}
     if mode.keys.get("icc") is False and host.bridge_nf:  # then such packets stay bridged, between ports kept apart
         ways |= {"a": UNPUBLISHED, "b": ""}
@@ -224,8 +224,6 @@ def test_iptables_names_who_has_a_port(xtables_host: Host) -> None:
         ports(8080, 81),
         ports(8080, 80, host_ip="198.51.100.1"),
         ports(8081, 80),
-        ports(9000, 80),
-        ports(7019, 80),
         ports(6990, 80, 11),
         ports(6990, 6990, 20),
         ports(6019, 6019, host_ip="2001:db8:51::1"),
@@ -265,8 +263,8 @@ def test_iptables_check_names_each_rule_that_is_gone_and_repair_brings_it_back(x
     complete, base = saved(host), base_rules(host)
     chains: dict[str, list[str]] = {}
     for each in complete:
-        tool, table, option, chain, *_ = each.split()
-        if option == "-A":
+        if " -A " in each:
+            tool, table, _, chain, *_ = each.split()
             chains.setdefault(f"{tool} {table} {chain}", []).append(each)
     assert len(chains) > 30
     for which in (0, -1):  # of each chain
