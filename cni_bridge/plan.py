@@ -118,11 +118,12 @@ def plan(
     configured_gateways: frozenset[Address] | None,
     backend: Backend,
     uplink_mtu: int,
+    firewall_works: bool = True,
 ) -> Attachment:
     """The attachment of the owner.
 
     `configured_gateways` are those that somebody chose, None if all that IPAM answers are; `backend` is the firewall
-    for masquerading where the configuration names none; `uplink_mtu` is the MTU in bytes of the host's default route.
+    where the configuration names none, and if not `firewall_works` only for what it asks for; `uplink_mtu` is the MTU in bytes of the host's default route.
     """
     given = allocation
     allocation = allocation or Allocation(leases=())
@@ -172,7 +173,7 @@ def plan(
         else None,
         shaping=conf.shaping,
         tuning=conf.tuning,
-        policies=tuple(plan_policies(conf, owner, allocation, backend, gateway_link)),
+        policies=tuple(plan_policies(conf, owner, allocation, backend, gateway_link, firewall_works)),
     )
 
 
@@ -186,7 +187,7 @@ def build_result(conf: NetConf, attachment: Attachment, made: Made, netns: str) 
         interfaces=(
             InterfaceEntry(name=bridge.name, mac=made.bridge_mac),
             InterfaceEntry(name=port.name, mac=port.mac, mtu=port.mtu),
-            InterfaceEntry(name=container.ifname, mac=container.mac, mtu=container.mtu, sandbox=netns),
+            InterfaceEntry(name=container.ifname, mac=made.container_mac, mtu=container.mtu, sandbox=netns),
             *own_link,
         ),
         ips=tuple(

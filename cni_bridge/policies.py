@@ -14,7 +14,7 @@ from ipam.api import Address, Allocation, Owner
 
 
 def plan_policies(
-    conf: NetConf, owner: Owner, allocation: Allocation, backend: Backend, gateway_link: str
+    conf: NetConf, owner: Owner, allocation: Allocation, backend: Backend, gateway_link: str, firewall_works: bool
 ) -> Iterator[Policy]:
     addresses = tuple(lease.address.ip for lease in allocation.leases)
     mode = conf.gateway_mode
@@ -33,7 +33,7 @@ def plan_policies(
         nothing,
         publications=publications if mode != GatewayMode.ROUTED else (),
         shields=tuple(_shields(conf, mode, addresses)),
-        link=_link_policy(conf, gateway_link) if conf.is_gateway or conf.ports else None,
+        link=_link_policy(conf, gateway_link, firewall_works) if conf.is_gateway or conf.ports else None,
         apart="" if conf.icc or backend == Backend.IPTABLES else host_ifname(owner),
     )
     checked = replace(nothing, backend=Backend.NFTABLES, spoof_check=_spoof_check(conf, owner, addresses))
@@ -104,11 +104,11 @@ def _shields(conf: NetConf, mode: GatewayMode, addresses: Iterable[Address]) -> 
         yield Shield(address=address, routed=routed, opened=opened if routed else ())
 
 
-def _link_policy(conf: NetConf, link: str) -> LinkPolicy | None:
+def _link_policy(conf: NetConf, link: str, firewall_works: bool) -> LinkPolicy | None:
     """What holds for the bridge; None if that is nothing."""
-    isolated = conf.isolated if conf.isolated is not None else True
+    isolated = conf.isolated if conf.isolated is not None else firewall_works
     asked = isolated or conf.internal or not conf.icc or conf.trusted_interfaces or conf.ports or conf.gateway_mode
-    if not asked and conf.as_reference:
+    if not asked and (conf.as_reference or not firewall_works):
         return None
     return LinkPolicy(
         link=link, isolated=isolated, internal=conf.internal, icc=conf.icc, trusted=conf.trusted_interfaces

@@ -9,6 +9,7 @@ from cni_bridge.cni.netconf import Backend
 from cni_bridge.policy import Policy
 from cni_bridge.publishing import let_loopback_out
 from cni_bridge.runtime import Runtime
+from ipam.api import Owner
 
 log = logging.getLogger(__name__)
 
@@ -20,13 +21,13 @@ async def restore_if_flushed(rt: Runtime) -> None:
         await restore(rt)
 
 
-async def restore(rt: Runtime, network: str | None = None) -> int:
-    """Make the rules of all attachments, or of one network's, as they are recorded; of how many attachments.
+async def restore(rt: Runtime, network: str | None = None, keep: frozenset[Owner] | None = None) -> int:
+    """Make the rules of all attachments, of one network's, or of these owners', as recorded; of how many attachments.
 
     What is there already is replaced by the same, in one transaction for each backend.
     """
     async with rt.rules_locked(True):  # alone: nobody is detached between the look and the change
-        policies = list(_policies(rt, network))
+        policies = [each for each in _policies(rt, network) if keep is None or each.owner in keep]
         for backend, firewall in rt.firewalls.items():
             own = [each for each in policies if each.backend == backend]
             if own:

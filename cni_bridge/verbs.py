@@ -144,7 +144,7 @@ async def collect(rt: Runtime, request: Request) -> None:
         await failures.collect(rt.on_host(firewall.collect, network, keep))
     await failures.collect(rt.on_host(rt.records.forget_unreadable, network, keep))  # found by their marks
     await failures.collect(forget_link(rt, network))
-    await failures.collect(restore(rt, network))
+    await failures.collect(restore(rt, network, keep))
     failures.raise_any(f'GC of network "{network}"')
 
 
@@ -160,7 +160,7 @@ async def status(rt: Runtime, request: Request) -> None:
     if ports >= MAX_PORTS:
         raise CniError(Code.NOT_AVAILABLE, f"bridge {conf.bridge} is full: it has {ports} ports")
     needed = {Backend.NFTABLES} if conf.mac_spoof_check or conf.ip_spoof_check else set()
-    if conf.ip_masq or conf.is_gateway:
+    if conf.ip_masq or conf.isolated or conf.internal or not conf.icc:
         needed.add(conf.ip_masq_backend or await rt.default_backend())
     for backend in needed:
         reason = await rt.on_host(rt.firewalls[backend].unusable)
@@ -214,6 +214,9 @@ async def _planner(
 ) -> Callable[[Allocation | None], Attachment]:
     """The plan as a function of what IPAM answers, None as long as it has not."""
     backend = await rt.default_backend() if conf.ip_masq or conf.is_gateway else Backend.NFTABLES
+    works = backend == Backend.NFTABLES or not await rt.on_host(rt.firewalls[backend].unusable)
+    if not works and conf.is_gateway and not conf.as_reference:
+        log.warning("no firewall works here: nothing keeps other networks from network %s", request.owner.network)
     uplink_mtu = 0 if conf.mtu else await rt.on_host(rt.datapath.uplink_mtu)
     return partial(
         plan,
@@ -225,6 +228,7 @@ async def _planner(
         configured_gateways=addresses.gateways,
         backend=backend,
         uplink_mtu=uplink_mtu,
+        firewall_works=works,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
@@ -64,7 +65,7 @@ async def _add(plugin: Plugin, rt: Runtime, request: Request) -> Result:
             await plugin.undo(rt, request, recorded)
             records.remove(request.owner)
         if state is None:
-            return previous
+            return _with_mac_restored(previous, recorded)
         async with Undo(active=recorded != state) as undo:
             undo.push(partial(forget_link, rt, request.owner.network))
             undo.push(partial(rt.on_host, records.remove, request.owner))
@@ -122,6 +123,19 @@ async def _after(plugin: Plugin, rt: Runtime, state: Chained) -> None:
 
 async def _status(plugin: Plugin, rt: Runtime, request: Request) -> None:
     rt.chained[plugin.name].require_writable()
+
+
+def _with_mac_restored(previous: Result, recorded: Chained | None) -> Result:
+    """The result of the plugins before, which saw the MAC address that an earlier ADD had set and this one took back."""
+    if recorded is None or recorded.former is None or not recorded.tuning.mac:
+        return previous
+    ifname, mac = recorded.owner.ifname, recorded.former.mac
+    return replace(
+        previous,
+        interfaces=tuple(
+            replace(each, mac=mac) if each.name == ifname and each.sandbox else each for each in previous.interfaces
+        ),
+    )
 
 
 def _require_previous(plugin: Plugin, request: Request) -> Result:

@@ -13,7 +13,8 @@ from cni_bridge.cni.fields import Fields
 from cni_bridge.cni.mac import config_mac, parse_mac
 from cni_bridge.cni.request import Request
 
-_MAX_MTU, _MAX_QUEUE = 65535, (1 << 31) - 1
+_LEAST_MTU, _MAX_MTU = 68, 65535  # the least that IPv4 works with (RFC 791)
+_MAX_QUEUE = (1 << 31) - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,11 +51,20 @@ def parse_tuning(request: Request, *, link: bool = True) -> Tuning:
     return Tuning(
         sysctls=_sysctls(request),
         mac=(config_mac(args) or parse_mac(request) or config_mac(config)) if link else "",
-        mtu=_first(sources, "mtu", _MAX_MTU) or 0 if link else 0,
+        mtu=_mtu(sources) if link else 0,
         promisc=next((each.boolean("promisc") for each in sources if each.has("promisc")), False),
         allmulti=next((each.boolean("allmulti") for each in sources if each.has("allmulti")), None),
         tx_queue=_first(sources, "txQLen", _MAX_QUEUE),
     )
+
+
+def _mtu(sources: Iterable[Fields]) -> int:
+    """The MTU; 0 means that it stays as it is."""
+    fields = next((each for each in sources if each.has("mtu")), None)
+    mtu = fields.integer("mtu", 0, low=0, high=_MAX_MTU) if fields is not None else 0
+    if fields is not None and 0 < mtu < _LEAST_MTU:
+        raise InvalidConfig(f"{fields.at('mtu')} {mtu} is not between {_LEAST_MTU} and {_MAX_MTU}")
+    return mtu
 
 
 def _first(sources: Iterable[Fields], key: str, high: int) -> int | None:
@@ -96,10 +106,16 @@ class _Members(list[tuple[str, object]]):
 def require_allowed(sysctls: Iterable[Sysctl], allowed: Iterable[str]) -> None:
     """Refuse settings that match none of the administrator's patterns, as they are written or as they are meant."""
     patterns = [each.strip() for each in allowed if each.strip() and not each.startswith("#")]
-    try:
-        compiled = [re.compile(each) for each in patterns]
-    except re.error as error:
-        raise CniError(Code.IO_FAILURE, f"the list of allowed settings has a bad pattern: {error}") from None
+    compiled = [_compile(each) for each in patterns]
     for each in sysctls:
         if not any(one.search(each.key) or one.search(str(each)) for one in compiled):
             raise InvalidConfig(f"{each} is not allowed here; allowed are {', '.join(patterns) or 'none'}")
+
+
+def _compile(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise CniError(
+            Code.IO_FAILURE, f'the list of allowed settings has a bad pattern, "{pattern}": {error}'
+        ) from None

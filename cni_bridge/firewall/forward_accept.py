@@ -8,6 +8,7 @@ a run of iptables when a network's link is first used, and none for a container.
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import subprocess
 from collections.abc import Collection, Iterator
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 
 _PATIENCE = 10  # seconds that iptables waits for its lock, and we for iptables
 _LEGACY_NAMES = {4: Path("/proc/thread-self/net/ip_tables_names"), 6: Path("/proc/thread-self/net/ip6_tables_names")}
+_PATH = "/usr/sbin:/sbin:/usr/bin:/bin"
 _TOOLS = {4: "iptables", 6: "ip6tables"}
 _TABLES = {4: "ip filter", 6: "ip6 filter"}
 _OPTIONS = {"iifname": "-i", "oifname": "-o"}
@@ -119,14 +121,22 @@ def _query(nft: Nftables, what: str) -> list[dict[str, Any]]:
 
 
 def _found(*names: str) -> str:
-    return next((name for name in names if shutil.which(name, path="/usr/sbin:/sbin:/usr/bin:/bin")), "")
+    return next((name for name in names if shutil.which(name, path=_PATH)), "")
 
 
 def _run(tool: str, *words: str) -> str:
-    path = shutil.which(tool, path="/usr/sbin:/sbin:/usr/bin:/bin") or tool
-    wait = () if words[0] == "-S" else ("-w", str(_PATIENCE))  # to look needs no lock
+    path = shutil.which(tool, path=_PATH) or tool
+    # To look needs no lock, which some other program may hold for long.
+    environment = {**os.environ, "XTABLES_LOCKFILE": "/dev/null"} if words[0] == "-S" else None
     try:
-        done = subprocess.run([path, *wait, *words], capture_output=True, text=True, timeout=2 * _PATIENCE, check=False)
+        done = subprocess.run(
+            [path, "-w", str(_PATIENCE), *words],
+            capture_output=True,
+            text=True,
+            timeout=2 * _PATIENCE,
+            check=False,
+            env=environment,
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise FirewallFailed(f"{tool} cannot be run: {error}") from None
     if done.returncode != 0:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import product
 
@@ -61,7 +60,7 @@ def pings(source: str, addresses: tuple[str, ...]) -> list[Probe]:
 
 
 @pytest.fixture
-def xtables_host(either_host: Host) -> Iterator[Host]:
+def xtables_host(either_host: Host) -> Host:
     """A host where only legacy iptables works."""
     add_outside(either_host, neighbour=True)
     either_host.shell("for each in /usr/lib/*/libnftables.so.1; do mount --bind /dev/null $each || exit; done")

@@ -39,7 +39,7 @@ WHOLE = replace(
     shields=tuple(
         Shield(address=each, routed=True, opened=(OpenPorts(protocol=Protocol.UDP, port=53),)) for each in (FOUR, SIX)
     ),
-    link=replace(LINK, isolated=True, internal=True, icc=False, trusted=("eth1",)),
+    link=replace(LINK, isolated=True, parted=True, internal=True, icc=False, trusted=("eth1",)),
 )
 
 
@@ -125,7 +125,7 @@ def test_publications_lead_to_the_container(changes: dict[str, Any], family: int
     ("changes", "sources"),
     [
         ({"snat": False}, []),
-        ({}, ["src {address} ", "src {loopback} ", "out-interface cni0 mark mark 0x2000/0x2000 "]),
+        ({}, ["src {address} ", "src {loopback} ", "out-interface cni0 mark mark 0x40/0x40 "]),
         ({"snat": False, "masquerade_all": True}, [""]),
     ],
     ids=["nobody's", "own and loopback", "all"],
@@ -159,19 +159,21 @@ def test_a_shield_drops_what_nothing_else_accepts() -> None:
     assert owned(6, shields=shields) == [
         "CNI-BRIDGE-OPEN dst fd00:88::2/128 protocol tcp tcp dport 80 target ACCEPT",
         "CNI-BRIDGE-OPEN dst fd00:88::2/128 protocol udp udp dport 53:54 target ACCEPT",
-        "CNI-BRIDGE-OPEN dst fd00:88::2/128 protocol icmpv6 icmp6 icmpv6-type 128 target ACCEPT",
+        "CNI-BRIDGE-SHIELD dst fd00:88::2/128 protocol icmpv6 icmp6 icmpv6-type 128 target ACCEPT",
         "CNI-BRIDGE-SHIELD dst fd00:88::2/128 target DROP",
     ]
-    assert "CNI-BRIDGE-OPEN dst 10.88.0.2/32 protocol icmp icmp icmp-type 8 target ACCEPT" in owned(
+    assert "CNI-BRIDGE-SHIELD dst 10.88.0.2/32 protocol icmp icmp icmp-type 8 target ACCEPT" in owned(
         4, shields=(Shield(address=FOUR, routed=True),)
     )
 
 
 ALWAYS = [
-    "CNI-BRIDGE-MARK in-interface cni0 target MARK set-xmark 0x2000/0x2000",
+    "CNI-BRIDGE-MARK in-interface cni0 target MARK set-xmark 0x40/0x40",
     "CNI-BRIDGE-SAME in-interface cni0 out-interface cni0 target ACCEPT",
     "CNI-BRIDGE-TO out-interface cni0 target DROP",
     "CNI-BRIDGE-FROM in-interface cni0 target DROP",
+    "CNI-BRIDGE-BETW in-interface cni0 target CNI-BRIDGE-BETW-TO",
+    "CNI-BRIDGE-BETW-TO out-interface cni0 target ACCEPT",
     "CNI-BRIDGE-ACC in-interface cni0 target ACCEPT",
 ]
 
@@ -180,7 +182,7 @@ ALWAYS = [
     ("changes", "more"),
     [
         ({}, []),
-        ({"icc": True, "internal": False, "isolated": False}, []),
+        ({"icc": True, "internal": False, "isolated": False, "parted": False}, []),
         (
             {"icc": False},
             [
@@ -200,6 +202,13 @@ ALWAYS = [
             [
                 "CNI-BRIDGE-ISO in-interface cni0 target CNI-BRIDGE-TO",
                 "CNI-BRIDGE-ISO out-interface cni0 target CNI-BRIDGE-FROM",
+            ],
+        ),
+        (
+            {"parted": True},
+            [
+                "CNI-BRIDGE-ISO in-interface cni0 target CNI-BRIDGE-PARTED",
+                "CNI-BRIDGE-PARTED out-interface cni0 target DROP",
             ],
         ),
         (
@@ -247,9 +256,10 @@ def test_what_has_been_let_in_goes_before_all_and_the_shields_come_last(family: 
         "CNI-BRIDGE-SAME",
         "CNI-BRIDGE-INT",
         "conntrack ctstate DNAT target ACCEPT",
-        "CNI-BRIDGE-ISO",
-        "CNI-BRIDGE-TRUST",
         "CNI-BRIDGE-OPEN",
+        "CNI-BRIDGE-ISO",
+        "CNI-BRIDGE-BETW",
+        "CNI-BRIDGE-TRUST",
         "CNI-BRIDGE-SHIELD",
         "CNI-BRIDGE-ACC",
     ]

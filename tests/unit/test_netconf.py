@@ -153,7 +153,7 @@ def test_dns_of_a_runtime_that_has_none_is_the_networks(runtime: object) -> None
 
 def test_ports() -> None:
     mapping = {"hostPort": 8080, "containerPort": 80, "protocol": "udp", "hostIP": "127.0.0.1"}
-    [port] = parse_netconf(request(runtimeConfig={"portMappings": [mapping]})).ports
+    [port] = parse_netconf(request(ipam={"type": "cni-ipam"}, runtimeConfig={"portMappings": [mapping]})).ports
     assert port == PortMapping(
         protocol=Protocol.UDP, host_ip=ip_address("127.0.0.1"), host_port=8080, container_port=80
     )

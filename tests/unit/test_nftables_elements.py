@@ -279,7 +279,7 @@ def test_policies_fill_every_set_and_map_with_elements_of_its_type() -> None:
             apart="veth1",
         )
         elements |= set(owned_elements(policy))
-    link = LinkPolicy(link="cni0", isolated=True, internal=True, icc=False, trusted=("eth1",))
+    link = LinkPolicy(link="cni0", isolated=True, parted=True, internal=True, icc=False, trusted=("eth1",))
     elements |= set(link_elements(replace(POLICY, link=link))[0])
     assert {(each.table, each.set_name) for each in elements} == set(SETS)
     for each in elements:

@@ -69,7 +69,7 @@ ATTACHMENT = Attachment(
     gateway=GatewaySpec(link="cni0.7", vlan=7, addresses=(ip_interface("10.88.0.1/24"),), force=False),
     changed=("made cni0",),
     shaping=Shaping(ingress=Rate(rate=8_000_000, burst=80_000)),
-    tuning=Tuning(sysctls=(Sysctl(name="ipv4/ip_forward", value="1"),), allmulti=True),
+    tuning=Tuning(sysctls=(Sysctl(name="ipv4/ip_forward", value="1", key="net.ipv4.ip_forward"),), allmulti=True),
     waiting=(
         Publication(
             protocol=Protocol.UDP,

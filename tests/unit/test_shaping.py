@@ -76,7 +76,7 @@ def test_rate_and_burst_go_together(keys: dict[str, object], key: str, other: st
         (8000, -1, Code.INVALID_CONFIG, "Burst -1 is not between"),
         (1 << 63, 800, Code.INVALID_CONFIG, "Rate 9223372036854775808 is not between"),
         (8000, 8 << 32, Code.INVALID_CONFIG, "Burst 34359738368 is not between"),
-        (7, 800, Code.INVALID_CONFIG, "less than a byte"),
+        (999, 800, Code.INVALID_CONFIG, "Rate 999 is not between 1000 and"),
         (8000, 7, Code.INVALID_CONFIG, "less than a byte"),
         ("8000", 800, Code.DECODING_FAILURE, 'Rate is "8000", expected a whole number'),
         (8000, 800.0, Code.DECODING_FAILURE, "Burst is 800.0, expected a whole number"),
