@@ -36,6 +36,12 @@ async def restore(rt: Runtime, network: str | None = None, keep: frozenset[Owner
     return len({each.owner for each in policies})
 
 
+async def repair(rt: Runtime, network: str | None = None) -> int:
+    """Restore all if all is gone, for one network's base would hide what others lack; then what is asked for."""
+    await restore_if_flushed(rt)
+    return await restore(rt, network)
+
+
 def _policies(rt: Runtime, network: str | None = None) -> Iterator[Policy]:
     for records in rt.all_records:
         for state in records.all(network):

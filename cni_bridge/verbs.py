@@ -135,6 +135,7 @@ async def check(rt: Runtime, request: Request) -> None:
 async def collect(rt: Runtime, request: Request) -> None:
     """Remove what belongs to attachments of this network that are not valid any more (GC)."""
     network, keep, failures = request.owner.network, parse_valid_attachments(request), Failures()
+    await failures.collect(restore_if_flushed(rt))
     for attachment in list(rt.records.all(network)):
         if attachment.owner not in keep:
             await failures.collect(_collect_one(rt, request, attachment))

@@ -13,6 +13,7 @@ from cni_bridge.cni.netconf import parse_valid_attachments
 from cni_bridge.cni.request import Command, Request
 from cni_bridge.cni.result import Result, parse_previous
 from cni_bridge.failures import Failures
+from cni_bridge.restoring import restore_if_flushed
 from cni_bridge.runtime import Runtime
 from cni_bridge.teardown import forget_link
 from cni_bridge.undo import Undo
@@ -58,6 +59,7 @@ def operations(plugin: Plugin) -> Mapping[Command, Operation]:
 async def _add(plugin: Plugin, rt: Runtime, request: Request) -> Result:
     previous = _require_previous(plugin, request)
     records = rt.chained[plugin.name]
+    await restore_if_flushed(rt)
     async with rt.locked(request.owner):
         recorded = records.read(request.owner)
         state = await plugin.plan(rt, request, previous, recorded)
@@ -126,7 +128,7 @@ async def _status(plugin: Plugin, rt: Runtime, request: Request) -> None:
 
 
 def _with_mac_restored(previous: Result, recorded: Chained | None) -> Result:
-    """The result of the plugins before, which saw the MAC address that an earlier ADD had set and this one took back."""
+    """The result of the plugins before, which saw the MAC address that an earlier ADD had set and is taken back now."""
     if recorded is None or recorded.former is None or not recorded.tuning.mac:
         return previous
     ifname, mac = recorded.owner.ifname, recorded.former.mac

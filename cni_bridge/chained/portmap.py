@@ -16,7 +16,6 @@ from cni_bridge.cni.result import Result
 from cni_bridge.policies import plan_publications
 from cni_bridge.policy import LinkPolicy, Policy
 from cni_bridge.publishing import claim, end_stale_connections, hand_over, let_loopback_out
-from cni_bridge.restoring import restore_if_flushed
 from cni_bridge.runtime import Runtime
 from cni_bridge.teardown import change_rules
 from ipam.api import Address
@@ -49,7 +48,6 @@ class Portmap:
                 conditions={family: _condition(config, f"conditionsV{family}") for family in (4, 6)},
             )
         )
-        await restore_if_flushed(rt)
         backend = await rt.default_backend()
         if backend == Backend.IPTABLES and any(each.condition for each in wanted):
             raise InvalidConfig("conditionsV4 and conditionsV6 need nftables, which does not work here")

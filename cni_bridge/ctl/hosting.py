@@ -41,10 +41,7 @@ def install(directory: Path, names: tuple[str, ...], yes: bool) -> None:
         confirm([f"{each} is replaced" for each in replaced], "Replace them?", yes=yes)
     try:
         for name in chosen:
-            draft = directory / f".{name}.new"
-            draft.unlink(missing_ok=True)
-            draft.symlink_to(executable)
-            draft.rename(directory / name)
+            _link(directory / name, executable)
     except OSError as error:
         raise click.ClickException(f"{error.filename2 or error.filename}: {error.strerror}") from None
     click.echo(f"{len(chosen)} plugins are in {directory}")
@@ -56,11 +53,22 @@ def install(directory: Path, names: tuple[str, ...], yes: bool) -> None:
 def repair(settings: Settings, network: str | None) -> None:
     """Makes the firewall rules of all attachments anew from the records, for instance after a flush."""
     from cni_bridge import wiring  # the netlink library is expensive
-    from cni_bridge.restoring import restore
+    from cni_bridge.restoring import repair as restore_rules
 
     try:
         with wiring.runtime(settings) as rt:
-            number = asyncio.run(restore(rt, network))
+            number = asyncio.run(restore_rules(rt, network))
     except CniError as error:
         raise click.ClickException(error.msg) from None
     click.echo(f"the rules of {number} attachments are as recorded")
+
+
+def _link(path: Path, executable: Path) -> None:
+    draft = path.with_name(f".{path.name}.new")
+    draft.unlink(missing_ok=True)
+    draft.symlink_to(executable)
+    try:
+        draft.rename(path)
+    except OSError:
+        draft.unlink()
+        raise

@@ -85,7 +85,7 @@ class IptablesFirewall:
 
     def forget_link(self, network: str) -> Collection[str]:
         """See `Firewall.forget_link`."""
-        return self._sweep(lambda each: each == network_tag(network))
+        return sorted(self._sweep(lambda each: each == network_tag(network)))
 
     def evict(self, key: str) -> None:
         """See `Firewall.evict`."""
@@ -338,4 +338,11 @@ class _Table:
         return Rule(table=self._name, chain=chain, words=words)
 
     def _render(self, rule: Rule) -> Any:
-        return _load().easy.encode_iptc_rule(dict(rule.words), ipv6=self._family == 6)
+        made = _load().easy.encode_iptc_rule(dict(rule.words), ipv6=self._family == 6)
+        if self._family == 6:
+            # python-iptables 1.2 has this kernel compare one bit of each character of a link's name, not all.
+            for mask in (made.entry.ipv6.iniface_mask, made.entry.ipv6.outiface_mask):
+                for position, bits in enumerate(mask):
+                    if bits:
+                        mask[position] = 0xFF
+        return made

@@ -141,7 +141,7 @@ def _publication(each: Publication, link: str, tag: str) -> Iterator[Rule]:
     at = {"dst": _host(each.host_ip)} if each.host_ip is not None else {}
     target = f"[{address}]" if address.version == 6 else str(address)
     if each.host_port == each.container_port:
-        pairs = [(_ports(each.host_port, each.count), target)]
+        pairs = [(_ports(each.host_port, each.count), str(address))]  # without a port there are no brackets
     else:
         numbers = range(each.count)
         pairs = [(str(each.host_port + each_), f"{target}:{each.container_port + each_}") for each_ in numbers]
@@ -215,7 +215,7 @@ def is_of_address(rule: Rule, addresses: frozenset[Address]) -> bool:
         return True
     target = rule.words.get("target")
     to = target.get("DNAT", {}).get("to-destination", "") if isinstance(target, Mapping) else ""
-    return any(to == shown or to.startswith(f"{shown}:") for shown in (_shown(each) for each in addresses))
+    return any(to == str(each) or to.startswith(f"{_shown(each)}:") for each in addresses)
 
 
 def is_of_link(rule: Rule, link: str) -> bool:

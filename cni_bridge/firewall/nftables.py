@@ -44,7 +44,9 @@ class NftablesFirewall:
     def apply(self, policy: Policy) -> None:
         """See `Firewall.apply`."""
         self._evict_former_owners(policy)
-        stale = [*self._conditional_rules(owner_key(policy.owner)), *self._links_not_trusted(policy)]
+        stale = self._links_not_trusted(policy)
+        if any(conditional_rules(policy)):
+            stale += self._conditional_rules(owner_key(policy.owner))
         self._run("\n".join([*stale, _render([policy])]), f"apply the rules of {policy.owner}")
         if policy.link is not None:
             ensure_forward_accepted(self._connect(), policy.owner.network, policy.link.link)

@@ -23,7 +23,9 @@ from cni_bridge.netlink_messages import (
 
 _NETLINK_NETFILTER = 12
 _SUBSYSTEM = 10 << 8  # NFNL_SUBSYS_NFTABLES
-_GET_TABLE, _GET_CHAIN, _GET_RULE, _GET_ELEMENT = (_SUBSYSTEM | number for number in (1, 4, 7, 13))
+_GET_TABLE, _GET_CHAIN, _GET_RULE, _GET_ELEMENT, _GET_GENERATION = (_SUBSYSTEM | each for each in (1, 4, 7, 13, 16))
+_GENERATION_ID = 1
+_ATTEMPTS = 50  # at a listing that others change
 _FAMILY = {"inet": 1, "ip": 2, "bridge": 7, "ip6": 10}
 _TABLE, _SECOND = 1, 2  # NFTA_RULE_TABLE and others; NFTA_RULE_CHAIN, NFTA_SET_ELEM_LIST_SET
 _CHAIN_NAME, _CHAIN_POLICY = 3, 5
@@ -60,12 +62,7 @@ def rule_comments(table: str, chain: str) -> list[str]:
 def _rules(table: str, chain: str) -> list[dict[int, bytes]]:
     family, name = table.split()
     question = _header(family) + attribute(_TABLE, _string(name)) + attribute(_SECOND, _string(chain))
-    try:
-        answers = ask(_NETLINK_NETFILTER, _GET_RULE, NLM_F_DUMP, question, what=f"list chain {chain} of {table}")
-    except KernelRefused as error:
-        if error.errno == errno.ENOENT:
-            return []
-        raise
+    answers = _list(_GET_RULE, question, f"list chain {chain} of {table}")
     return [parse_attributes(each[4:]) for each in answers]
 
 
@@ -94,13 +91,7 @@ def elements(table: str, set_name: str, types: list[str], data_types: list[str])
     """Every element of the set or map: its key and its data as nftables text, and its comment."""
     family, name = table.split()
     question = _header(family) + attribute(_TABLE, _string(name)) + attribute(_SECOND, _string(set_name))
-    try:
-        answers = ask(_NETLINK_NETFILTER, _GET_ELEMENT, NLM_F_DUMP, question, what=f"list set {set_name} of {table}")
-    except KernelRefused as error:
-        if error.errno == errno.ENOENT:
-            return
-        raise
-    for answer in answers:
+    for answer in _list(_GET_ELEMENT, question, f"list set {set_name} of {table}"):
         for _, packed in iterate_attributes(parse_attributes(answer[4:]).get(_ELEMENTS, b"")):
             element = parse_attributes(packed)
             key = _value(element.get(_KEY, b""))
@@ -160,6 +151,33 @@ def _pack(part: str, kind: str) -> bytes:
         case "ether_addr":
             return bytes.fromhex(part.replace(":", ""))
     return ip_address(part).packed
+
+
+def _list(kind: int, question: bytes, what: str) -> list[bytes]:
+    """A listing of one moment; nothing if what is to be listed is not there.
+
+    One of several messages is torn when somebody changes the rules meanwhile, and not every kernel says so.
+    """
+    answers: list[bytes] = []
+    for _ in range(_ATTEMPTS):
+        before = _generation()
+        try:
+            answers = ask(_NETLINK_NETFILTER, kind, NLM_F_DUMP, question, what=what)
+        except KernelRefused as error:
+            if error.errno == errno.ENOENT:
+                return []
+            raise
+        if len(answers) < 2 or _generation() == before:
+            break
+    return answers
+
+
+def _generation() -> bytes:
+    """The number of the rules' last change."""
+    return b"".join(
+        parse_attributes(each[4:]).get(_GENERATION_ID, b"")
+        for each in _ask_one(_GET_GENERATION, _header("inet"), "read the generation of the rules")
+    )
 
 
 def _ask_one(kind: int, question: bytes, what: str) -> list[bytes]:

@@ -83,7 +83,8 @@ class FirewallOf:
         assert self.call(["evict", key]) == [None]
 
     def forget_link(self, network: str) -> None:
-        assert self.call(["forget_link", network]) == [None]
+        [links] = self.call(["forget_link", network])
+        assert isinstance(links, list), links
 
     def claimed(self, policy: Policy) -> Json:
         """The tags of who else has the policy's publications, by their words."""
