@@ -123,7 +123,7 @@ def plan(
     """The attachment of the owner.
 
     `configured_gateways` are those that somebody chose, None if all that IPAM answers are; `backend` is the firewall
-    where the configuration names none, and if not `firewall_works` only for what it asks for; `uplink_mtu` is the MTU in
+    where none is named, and if not `firewall_works` only for what is asked for; `uplink_mtu` is the MTU in
     bytes of the host's default route.
     """
     given = allocation

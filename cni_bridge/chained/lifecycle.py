@@ -66,8 +66,10 @@ async def _add(plugin: Plugin, rt: Runtime, request: Request) -> Result:
         if recorded is not None and recorded != state:
             await plugin.undo(rt, request, recorded)
             records.remove(request.owner)
+        if state is None or not state.tuning.mac:
+            previous = _with_mac_restored(previous, recorded)
         if state is None:
-            return _with_mac_restored(previous, recorded)
+            return previous
         async with Undo(active=recorded != state) as undo:
             undo.push(partial(forget_link, rt, request.owner.network))
             undo.push(partial(rt.on_host, records.remove, request.owner))

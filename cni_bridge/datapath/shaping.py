@@ -7,7 +7,7 @@ from cni_bridge.datapath import sysctl
 from cni_bridge.datapath.messages import Link
 from cni_bridge.datapath.netlink import Netlink
 
-_TICK = 64e-9  # seconds, PSCHED_SHIFT
+_TICK = 1e-6  # seconds: in microseconds is how the bucket is set
 
 
 def ensure_shaping(host: Netlink, port: Link, ifb: str, alias: str, shaping: Shaping) -> str:

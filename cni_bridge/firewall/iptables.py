@@ -341,8 +341,7 @@ class _Table:
         made = _load().easy.encode_iptc_rule(dict(rule.words), ipv6=self._family == 6)
         if self._family == 6:
             # python-iptables 1.2 has this kernel compare one bit of each character of a link's name, not all.
-            for mask in (made.entry.ipv6.iniface_mask, made.entry.ipv6.outiface_mask):
-                for position, bits in enumerate(mask):
-                    if bits:
-                        mask[position] = 0xFF
+            entry = made.entry.ipv6
+            entry.iniface_mask = entry.iniface_mask.replace(b"\x01", b"\xff")
+            entry.outiface_mask = entry.outiface_mask.replace(b"\x01", b"\xff")
         return made

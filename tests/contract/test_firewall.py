@@ -82,9 +82,10 @@ class FirewallOf:
     def evict(self, key: str) -> None:
         assert self.call(["evict", key]) == [None]
 
-    def forget_link(self, network: str) -> None:
+    def forget_link(self, network: str) -> list[str]:
         [links] = self.call(["forget_link", network])
         assert isinstance(links, list), links
+        return links
 
     def claimed(self, policy: Policy) -> Json:
         """The tags of who else has the policy's publications, by their words."""
@@ -195,7 +196,7 @@ def whole_policy(nftables: FirewallOf, container: str = "a", number: int = 2, ne
         ),
         shields=tuple(Shield(address=ip_address(each), routed=True, opened=opened) for each in (four, six)),
         apart=f"port{number}",
-        link=LinkPolicy(link="cni0", isolated=True, internal=True, icc=False, trusted=("eth1", "wg0")),
+        link=LinkPolicy(link="cni0", isolated=True, parted=True, internal=True, icc=False, trusted=("eth1", "wg0")),
     )
 
 
@@ -538,15 +539,18 @@ def test_a_link_of_ones_own_goes_with_its_owner(nftables: FirewallOf) -> None:
     assert nftables.held() == []
 
 
-def test_what_holds_for_a_link_outlives_another_network_on_it(nftables: FirewallOf) -> None:
+def test_what_holds_for_a_link_is_the_last_networks_and_told_when_it_goes(nftables: FirewallOf) -> None:
     first, second = (
         nftables.policy("a", network=network, link=LinkPolicy(link="cni0", isolated=True))
         for network in ("net1", "net2")
     )
     nftables.apply(first, second)
-    nftables.forget_link("net2")
+    assert nftables.forget_link("net1") == []
     assert nftables.missing(first) == []
-    nftables.forget_link("net1")
+    assert nftables.forget_link("net2") == ["cni0"]
+    nftables.apply(first)
+    assert nftables.missing(first) == []
+    assert nftables.forget_link("net1") == ["cni0"]
     assert nftables.held() == []
 
 

@@ -327,7 +327,7 @@ def test_check_names_what_of_a_chain_was_changed(host: Host, tmp_path: Path) -> 
         ("bandwidth", shaping_changes(port)),
         ("bandwidth", {f"tc filter del dev {port} ingress": port}),
         ("portmap", {"nft flush map inet cni_bridge publish4": "8080"}),
-        ("firewall", {"nft flush set inet cni_bridge isolated": "isolated"}),
+        ("firewall", {"nft flush set inet cni_bridge parted": "parted"}),
     ]
     missed = []
     for plugin, each in changes:

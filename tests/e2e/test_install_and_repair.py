@@ -314,12 +314,14 @@ def test_repair_after_a_flush_makes_all_as_it_was(site: Site) -> None:
 
 
 def test_repair_of_one_network(site: Site) -> None:
-    site.flush()
-    for network in ("net1", "net3"):
-        assert ctl(site.host, "repair", "--network", network).stdout == "the rules of 1 attachments are as recorded\n"
-    found = [each for each in site.rules() if "cni-bridge:" in each]
-    assert found == sorted([*site.of("net1"), *site.of("net3")])
+    site.host.shell("nft flush set inet cni_bridge masquerade4")
+    assert ctl(site.host, "repair", "--network", "net1").stdout == "the rules of 1 attachments are as recorded\n"
+    found = [each for each in site.rules() if each.startswith("masquerade4 ")]
+    assert found == [each for each in site.of("net1") if each.startswith("masquerade4 ")]
     ctl(site.host, "repair")
+    site.assert_restored()
+    site.flush()
+    assert ctl(site.host, "repair", "--network", "net1").stdout == "the rules of 1 attachments are as recorded\n"
     site.assert_restored()
     site.detach()
 
