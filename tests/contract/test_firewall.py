@@ -506,7 +506,7 @@ def test_what_is_an_attachments_goes_with_it_and_what_is_the_links_with_the_last
     assert of_link == {"networks", "same", "isolated", "parted", "internal", "no_icc", "trusted"}
     assert all(network_tag("net1") in each for each in nftables.held())
     nftables.forget_link("net2")
-    assert len(nftables.held()) == 7
+    assert len(nftables.held()) == 8
     nftables.forget_link("net1")
     assert nftables.held() == []
 
