@@ -160,8 +160,8 @@ def test_names_missing_nftables_rules(host: Host, spoil: str, words: list[str]) 
     [
         ("iptables-legacy -t nat -D POSTROUTING 1", ["POSTROUTING", "CNI-BRIDGE", "IPv4"]),
         ("ip6tables-legacy -t nat -D POSTROUTING 1", ["POSTROUTING", "CNI-BRIDGE", "IPv6"]),
-        ("iptables-legacy -t nat -D CNI-BRIDGE 3", ["MASQUERADE", "10.88.0.2"]),
-        ("ip6tables-legacy -t nat -D CNI-BRIDGE 2", ["RETURN", "fd00:88::2"]),
+        ("iptables-legacy -t nat -D CNI-BRIDGE 4", ["MASQUERADE", "10.88.0.2"]),
+        ("ip6tables-legacy -t nat -D CNI-BRIDGE 3", ["RETURN", "fd00:88::2"]),
         ("iptables-legacy -t nat -F", ["POSTROUTING", "10.88.0.2"]),
         ("iptables-legacy -t nat -F; iptables-legacy -t nat -X CNI-BRIDGE", ["chain CNI-BRIDGE", "IPv4"]),
     ],

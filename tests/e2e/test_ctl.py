@@ -378,7 +378,7 @@ def test_every_json_is_json(net: Network) -> None:
     arguments = {"show": [net.name]}
     net.add("a")
     commands = [name for name, each in COMMANDS.items() if any(param.name == "as_json" for param in each.params)]
-    assert set(commands) == {"pools", "leases", "show", "history", "attachments", "audit"}
+    assert set(commands) == {"pools", "leases", "show", "history", "attachments", "ports", "audit"}
     for name in commands:
         assert isinstance(net.json(name, *arguments.get(name, [])), list | dict)
 

@@ -53,6 +53,8 @@ def add_outside(host: Host, *, neighbour: bool = False) -> None:
             f"ip link set {link} up",
             netns=netns,
         )
+    for netns, link in (("", "uplink"), ("outside", "eth0")):  # IPv6 is ready once the carrier was seen
+        host.shell(f"until ip -6 address show dev {link} | grep -q fe80; do sleep 0.02; done", netns=netns)
     host.shell("ip route add default via 198.51.100.2; ip -6 route add default via 2001:db8:51::2")
 
 

@@ -92,7 +92,7 @@ def test_masquerading_leaves_out_what_stays_within_the_network() -> None:
         (
             {"container_port": 8080, "count": 10_000, "address": SIX},
             6,
-            ["protocol tcp tcp dport 8080:18079 target DNAT to-destination [fd00:88::2]"],
+            ["protocol tcp tcp dport 8080:18079 target DNAT to-destination fd00:88::2"],
         ),
         (
             {"count": 3, "protocol": Protocol.UDP},
@@ -110,7 +110,7 @@ def test_masquerading_leaves_out_what_stays_within_the_network() -> None:
         (
             {"host_ip": ip_address("2001:db8::1"), "address": SIX, "container_port": 8080, "count": 2},
             6,
-            ["protocol tcp tcp dport 8080:8081 dst 2001:db8::1/128 target DNAT to-destination [fd00:88::2]"],
+            ["protocol tcp tcp dport 8080:8081 dst 2001:db8::1/128 target DNAT to-destination fd00:88::2"],
         ),
     ],
 )

@@ -479,7 +479,7 @@ def test_the_result_names_the_three_links() -> None:
     assert result.interfaces == (
         InterfaceEntry(name="cni0", mac="02:00:00:00:00:01"),
         InterfaceEntry(name=made.port.name, mac=made.port.mac, mtu=1450),
-        InterfaceEntry(name="eth0", mac=made.container.mac, mtu=1450, sandbox="/proc/self/../7/ns/net"),
+        InterfaceEntry(name="eth0", mac="02:00:00:00:00:03", mtu=1450, sandbox="/proc/self/../7/ns/net"),
     )
     assert {each.interface for each in result.ips} == {2}
     assert result.routes == DUAL.routes
