@@ -11,7 +11,7 @@ demo: .venv/installed
 	$(BIN)/python -m tests.demo
 
 test: .venv/installed
-	$(BIN)/pytest -n auto
+	$(BIN)/pytest -n $$(( $$(nproc) + 1 )) --dist worksteal  # one more than cores: some wait for what must not come
 
 bench: .venv/installed
 	$(BIN)/python -m tests.perf.bench_ipam

@@ -60,11 +60,21 @@ def pings(source: str, addresses: tuple[str, ...]) -> list[Probe]:
 
 
 @pytest.fixture
-def xtables_host(either_host: Host) -> Host:
+def xtables_host(host: Host) -> Host:
     """A host where only legacy iptables works."""
-    add_outside(either_host, neighbour=True)
-    either_host.shell("for each in /usr/lib/*/libnftables.so.1; do mount --bind /dev/null $each || exit; done")
-    return either_host
+    return without_nftables(host)
+
+
+@pytest.fixture
+def either_xtables_host(either_host: Host) -> Host:
+    """The same, as a plain one and as Docker and Kubernetes set it."""
+    return without_nftables(either_host)
+
+
+def without_nftables(host: Host) -> Host:
+    add_outside(host, neighbour=True)
+    host.shell("for each in /usr/lib/*/libnftables.so.1; do mount --bind /dev/null $each || exit; done")
+    return host
 
 
 def saved(host: Host, variant: str = "legacy", tables: tuple[str, ...] = TABLES) -> list[str]:
@@ -109,8 +119,8 @@ EVERY_KIND = [
         pytest.param({"snat": False}, OUTSIDE, "", id="no snat"),
     ],
 )
-def test_iptables_publishes(xtables_host: Host, keys: Json, outside: tuple[str, str], loopback: str) -> None:
-    host = xtables_host
+def test_iptables_publishes(either_xtables_host: Host, keys: Json, outside: tuple[str, str], loopback: str) -> None:
+    host = either_xtables_host
     confs = {"a": conf(*EVERY_KIND, **keys), "b": conf(), "c": second()}
     for name, of in confs.items():
         attach(host, of, name)
