@@ -11,7 +11,7 @@ demo: .venv/installed
 	$(BIN)/python -m tests.demo
 
 test: .venv/installed
-	$(BIN)/pytest -n $$(( $$(nproc) + 1 )) --dist worksteal  # one more than cores: some wait for what must not come
+	$(BIN)/pytest -n auto --dist worksteal
 
 bench: .venv/installed
 	$(BIN)/python -m tests.perf.bench_ipam

@@ -602,7 +602,7 @@ def test_failed_add_without_room_for_a_gateway_leaves_nothing(host: Host) -> Non
 
 
 def test_add_does_not_wait_forever_for_the_lock_of_the_bridges(host: Host) -> None:
-    host.shell("mkdir -p /run/cni-bridge/locks; echo 'request_timeout: 2' > /etc/cni-bridge/config.yaml")
+    host.shell("mkdir -p /run/cni-bridge/locks; echo 'request_timeout: 5' > /etc/cni-bridge/config.yaml")
     holder = hold_lock(host, "/run/cni-bridge/locks")
     host.add_netns("a")
     with unchanged(host, "a"):
