@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from cni_bridge.chained.lifecycle import Plugin
 from cni_bridge.chained_state import Chained
 from cni_bridge.cni.errors import InvalidConfig
 from cni_bridge.cni.request import Request
@@ -13,7 +14,7 @@ from cni_bridge.runtime import Runtime
 from cni_bridge.tag import ifb_ifname
 
 
-class Bandwidth:
+class Bandwidth(Plugin):
     """See `lifecycle.Plugin`."""
 
     name = "bandwidth"
@@ -42,12 +43,9 @@ class Bandwidth:
         """See `Plugin.missing`."""
         return await rt.on_host(rt.links.missing_shape, state.owner, state.port, state.shaping)
 
-    async def result(self, rt: Runtime, request: Request, previous: Result, state: Chained) -> Result:
+    async def result(self, rt: Runtime, previous: Result, state: Chained | None, recorded: Chained | None) -> Result:
         """See `Plugin.result`; with the link that delays what the container sends, as the reference answers."""
-        link = await rt.on_host(rt.links.link, ifb_ifname(state.owner))
+        link = await rt.on_host(rt.links.link, ifb_ifname(state.owner)) if state is not None else None
         if link is None:
             return previous
         return replace(previous, interfaces=(*previous.interfaces, InterfaceEntry(name=link.name, mac=link.mac)))
-
-    async def released(self, rt: Runtime, state: Chained) -> None:
-        """See `Plugin.released`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from cni_bridge.chained.lifecycle import Plugin
 from cni_bridge.chained_state import Chained
 from cni_bridge.cni.errors import InvalidConfig
 from cni_bridge.cni.netconf import Backend
@@ -16,7 +17,7 @@ from cni_bridge.teardown import change_rules
 _POLICIES = ("open", "same-bridge", "isolated")
 
 
-class Firewall:
+class Firewall(Plugin):
     """See `lifecycle.Plugin`."""
 
     name = "firewall"
@@ -82,10 +83,3 @@ class Firewall:
         if state.isolated_port and not await rt.on_host(rt.links.is_port_isolated, state.isolated_port):
             found.append(f"bridge port {state.isolated_port} is not isolated")
         return found
-
-    async def result(self, rt: Runtime, request: Request, previous: Result, state: Chained) -> Result:
-        """See `Plugin.result`."""
-        return previous
-
-    async def released(self, rt: Runtime, state: Chained) -> None:
-        """See `Plugin.released`."""

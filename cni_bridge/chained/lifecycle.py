@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
 from functools import partial
-from typing import Protocol
 
 from cni_bridge.chained_state import Chained
 from cni_bridge.cni.errors import CheckFailed, InvalidConfig
@@ -21,27 +20,32 @@ from cni_bridge.undo import Undo
 Operation = Callable[[Runtime, Request], Awaitable[Result | None]]
 
 
-class Plugin(Protocol):
+class Plugin(ABC):
     """What differs from one chained plugin to the other. Nothing but `apply` and `undo` changes anything."""
 
     name: str
 
+    @abstractmethod
     async def plan(self, rt: Runtime, request: Request, previous: Result, recorded: Chained | None) -> Chained | None:
         """What the configuration asks for; None if that is nothing. `recorded` is from an earlier ADD."""
 
+    @abstractmethod
     async def apply(self, rt: Runtime, request: Request, state: Chained) -> None:
         """Make it so; a repeat changes nothing."""
 
+    @abstractmethod
     async def undo(self, rt: Runtime, request: Request, state: Chained) -> None:
         """Take it back, whatever of it is gone; the request is that of DEL or GC."""
 
+    @abstractmethod
     async def missing(self, rt: Runtime, request: Request, state: Chained) -> list[str]:
         """What of it differs, in words."""
 
-    async def result(self, rt: Runtime, request: Request, previous: Result, state: Chained) -> Result:
-        """The result of ADD."""
+    async def result(self, rt: Runtime, previous: Result, state: Chained | None, recorded: Chained | None) -> Result:
+        """The result of ADD; the one before, unless there is something to tell."""
+        return previous
 
-    async def released(self, rt: Runtime, state: Chained) -> None:
+    async def released(self, rt: Runtime, state: Chained) -> None:  # noqa: B027 - most have nothing to do then
         """After it was taken back and forgotten, outside of the owner's lock."""
 
 
@@ -66,17 +70,14 @@ async def _add(plugin: Plugin, rt: Runtime, request: Request) -> Result:
         if recorded is not None and recorded != state:
             await plugin.undo(rt, request, recorded)
             records.remove(request.owner)
-        if state is None or not state.tuning.mac:
-            previous = _with_mac_restored(previous, recorded)
-        if state is None:
-            return previous
-        async with Undo(active=recorded != state) as undo:
-            undo.push(partial(forget_link, rt, request.owner.network))
-            undo.push(partial(rt.on_host, records.remove, request.owner))
-            records.write(state)
-            undo.push(partial(plugin.undo, rt, request, state))
-            await plugin.apply(rt, request, state)
-        return await plugin.result(rt, request, previous, state)
+        if state is not None:
+            async with Undo(active=recorded != state) as undo:
+                undo.push(partial(forget_link, rt, request.owner.network))
+                undo.push(partial(rt.on_host, records.remove, request.owner))
+                records.write(state)
+                undo.push(partial(plugin.undo, rt, request, state))
+                await plugin.apply(rt, request, state)
+        return await plugin.result(rt, previous, state, recorded)
 
 
 async def _delete(plugin: Plugin, rt: Runtime, request: Request) -> None:
@@ -127,19 +128,6 @@ async def _after(plugin: Plugin, rt: Runtime, state: Chained) -> None:
 
 async def _status(plugin: Plugin, rt: Runtime, request: Request) -> None:
     rt.chained[plugin.name].require_writable()
-
-
-def _with_mac_restored(previous: Result, recorded: Chained | None) -> Result:
-    """The result of the plugins before, which saw the MAC address that an earlier ADD had set and is taken back now."""
-    if recorded is None or recorded.former is None or not recorded.tuning.mac:
-        return previous
-    ifname, mac = recorded.owner.ifname, recorded.former.mac
-    return replace(
-        previous,
-        interfaces=tuple(
-            replace(each, mac=mac) if each.name == ifname and each.sandbox else each for each in previous.interfaces
-        ),
-    )
 
 
 def _require_previous(plugin: Plugin, request: Request) -> Result:

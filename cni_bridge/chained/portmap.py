@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Iterator
 
+from cni_bridge.chained.lifecycle import Plugin
 from cni_bridge.chained_state import Chained
 from cni_bridge.cni.errors import InvalidConfig
 from cni_bridge.cni.fields import Fields
@@ -26,7 +27,7 @@ _MAX_MARK_BIT = 31
 _CONDITION = re.compile(r"[A-Za-z0-9_./:,@=<>{}\" -]+")  # nothing that would end a rule or begin a comment
 
 
-class Portmap:
+class Portmap(Plugin):
     """See `lifecycle.Plugin`."""
 
     name = "portmap"
@@ -80,10 +81,6 @@ class Portmap:
             for policy in state.policies
             for words in await rt.on_host(rt.firewalls[policy.backend].missing, policy)
         ]
-
-    async def result(self, rt: Runtime, request: Request, previous: Result, state: Chained) -> Result:
-        """See `Plugin.result`."""
-        return previous
 
     async def released(self, rt: Runtime, state: Chained) -> None:
         """See `Plugin.released`."""

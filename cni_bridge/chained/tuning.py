@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from cni_bridge.chained.lifecycle import Plugin
 from cni_bridge.chained_state import Chained
 from cni_bridge.cni.errors import InvalidNetns
 from cni_bridge.cni.request import Request
@@ -14,7 +15,7 @@ from cni_bridge.datapath.tuning import require_allowed_here
 from cni_bridge.runtime import Runtime
 
 
-class Tuning:
+class Tuning(Plugin):
     """See `lifecycle.Plugin`."""
 
     name = "tuning"
@@ -77,15 +78,13 @@ class Tuning:
         with netns.opened(request.netns) as target:
             return await rt.on_host(rt.links.missing_tune, target, state.owner.ifname, state.tuning)
 
-    async def result(self, rt: Runtime, request: Request, previous: Result, state: Chained) -> Result:
-        """See `Plugin.result`; the interface has the MAC address that was set."""
-        if not state.tuning.mac:
-            return previous
-        interfaces = tuple(
-            replace(each, mac=state.tuning.mac) if each.name == state.owner.ifname and each.sandbox else each
-            for each in previous.interfaces
-        )
-        return replace(previous, interfaces=interfaces)
+    async def result(self, rt: Runtime, previous: Result, state: Chained | None, recorded: Chained | None) -> Result:
+        """See `Plugin.result`; with the MAC address that was set, or the one that was given back.
 
-    async def released(self, rt: Runtime, state: Chained) -> None:
-        """See `Plugin.released`."""
+        The plugins before saw what an earlier ADD had set.
+        """
+        if state is not None and state.tuning.mac:
+            return previous.with_mac(state.owner.ifname, state.tuning.mac)
+        if recorded is not None and recorded.tuning.mac and recorded.former is not None:
+            return previous.with_mac(recorded.owner.ifname, recorded.former.mac)
+        return previous

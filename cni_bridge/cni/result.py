@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cni_bridge.cni.errors import CniError, DecodingFailure, InvalidConfig
@@ -41,6 +41,13 @@ class Result:
     ips: tuple[IpEntry, ...] = ()
     routes: tuple[Route, ...] = ()
     dns: Dns = field(default_factory=Dns)
+
+    def with_mac(self, ifname: str, mac: str) -> Result:
+        """This result with another MAC address of the container's interface."""
+        interfaces = tuple(
+            replace(each, mac=mac) if each.name == ifname and each.sandbox else each for each in self.interfaces
+        )
+        return replace(self, interfaces=interfaces)
 
     def after(self, previous: Result) -> Result:
         """This result appended to that of an earlier plugin of the chain."""
