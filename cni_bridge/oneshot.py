@@ -113,11 +113,12 @@ async def _serve_static(settings: Settings, request: Request) -> Result | None:
     return await static_ipam.serve(request)
 
 
-async def _serve_chained(name: str, settings: Settings, request: Request) -> Result | None:
+async def _serve_chained(name: Plugin, settings: Settings, request: Request) -> Result | None:
     from cni_bridge import wiring
+    from cni_bridge.chained.served import operations_of
 
     with wiring.runtime(settings) as rt:
-        return await wiring.chained_operations(name)[request.command](rt, request)
+        return await operations_of(name)[request.command](rt, request)
 
 
 _SERVED: Mapping[Plugin, Serve] = {

@@ -13,6 +13,7 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 
 from cni_bridge.chained_state import Chained
 from cni_bridge.cni.netconf import Backend
+from cni_bridge.cni.plugins import Plugin
 from cni_bridge.cni.request import Request
 from cni_bridge.datapath.host import Datapath
 from cni_bridge.datapath.links import Links
@@ -67,7 +68,7 @@ class Runtime:
     @property
     def publishers(self) -> tuple[Records[Any], ...]:
         """The records of whatever may publish ports."""
-        return (self.records, self.chained["portmap"])
+        return (self.records, self.chained[Plugin.PORTMAP])
 
     @property
     def all_records(self) -> tuple[Records[Any], ...]:

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 
 from cni_bridge import own_ipam
-from cni_bridge.chained import loopback
-from cni_bridge.chained.bandwidth import Bandwidth
-from cni_bridge.chained.firewall import Firewall
-from cni_bridge.chained.lifecycle import Operation, Plugin, operations
-from cni_bridge.chained.portmap import Portmap
-from cni_bridge.chained.tuning import Tuning
 from cni_bridge.chained_state import Chained
 from cni_bridge.cni.errors import InvalidConfig
 from cni_bridge.cni.netconf import Backend
-from cni_bridge.cni.request import Command, Request
+from cni_bridge.cni.plugins import Plugin
+from cni_bridge.cni.request import Request
 from cni_bridge.datapath.host import Datapath
 from cni_bridge.datapath.links import Links
 from cni_bridge.firewall.iptables import IptablesFirewall
@@ -34,11 +29,8 @@ from cni_bridge.static_ipam import StaticIpam
 from ipam.api import Ipam
 from ipam.settings import Settings
 
-OWN_IPAM = "cni-ipam"
-STATIC = "static"
-CHAINED = ("portmap", "firewall", "bandwidth", "tuning")
+_CHAINED = (Plugin.PORTMAP, Plugin.FIREWALL, Plugin.BANDWIDTH, Plugin.TUNING)
 _XTABLES_PATIENCE = 10.0  # seconds; what waits in the kernel thread keeps other requests waiting
-_STAND_IN_FOR = "host-local"  # ours if that name in CNI_PATH leads to our executable
 
 
 class OwnIpam:
@@ -73,14 +65,14 @@ class ForeignIpam:
 
 def find_ipam(settings: Settings, request: Request, ipam_type: str) -> IpamSource:
     """The IPAM of that type."""
-    if ipam_type == OWN_IPAM:
+    if ipam_type == Plugin.CNI_IPAM:
         return OwnIpam(settings)
     executable = find_executable(ipam_type, request.path)
     if executable.resolve() not in _own_executables():
         return ForeignIpam(ExecIpam(executable, request))
-    if ipam_type == _STAND_IN_FOR:
+    if ipam_type == Plugin.HOST_LOCAL:
         return OwnIpam(settings)
-    if ipam_type == STATIC:
+    if ipam_type == Plugin.STATIC:
         return ForeignIpam(StaticIpam(request))
     raise InvalidConfig(f'ipam.type "{ipam_type}" is no IPAM plugin: it leads to {executable.resolve()}')
 
@@ -90,14 +82,14 @@ def runtime(settings: Settings) -> Iterator[Runtime]:
     """What the verbs need, made for this node's settings."""
     locks = settings.run_dir / "locks"
     records = settings.run_dir / "attachments"
-    for directory in (locks, records, *(settings.run_dir / "chained" / name for name in CHAINED)):
+    for directory in (locks, records, *(settings.run_dir / "chained" / name for name in _CHAINED)):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     datapath, links = Datapath(locks, patience=settings.patience), Links()
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="kernel") as kernel_thread:
         try:
             yield Runtime(
                 records=Records(records, Attachment),
-                chained={name: Records(settings.run_dir / "chained" / name, Chained) for name in CHAINED},
+                chained={name: Records(settings.run_dir / "chained" / name, Chained) for name in _CHAINED},
                 datapath=datapath,
                 links=links,
                 firewalls={
@@ -117,12 +109,4 @@ def runtime(settings: Settings) -> Iterator[Runtime]:
 def _own_executables() -> frozenset[Path]:
     """Where this project's plugins are installed: beside the one that runs."""
     directory = Path(os.path.realpath(sys.argv[0])).parent
-    return frozenset((directory / name).resolve() for name in ("cni-bridge", OWN_IPAM))
-
-
-def chained_operations(name: str) -> Mapping[Command, Operation]:
-    """The operations of the plugin of that name, which adds to what another one made."""
-    if name == "loopback":
-        return loopback.OPERATIONS
-    plugins: tuple[Plugin, ...] = (Portmap(), Firewall(), Bandwidth(), Tuning())
-    return operations(next(each for each in plugins if each.name == name))
+    return frozenset((directory / name).resolve() for name in (Plugin.CNI_BRIDGE, Plugin.CNI_IPAM))

@@ -14,13 +14,13 @@ from typing import Any
 
 import click
 
+from cni_bridge.cni.plugins import Plugin
 from cni_bridge.ctl.access import finish
 from cni_bridge.ctl.moving import without_daemon
 from cni_bridge.ctl.output import confirm
 from cni_bridge.datapath.survey import LiveAddress, survey
 from cni_bridge.plan import Attachment
 from cni_bridge.records import Records
-from cni_bridge.wiring import OWN_IPAM
 from ipam.api import Lease, Owner
 from ipam.clock import now
 from ipam.ranges import build_range
@@ -118,7 +118,7 @@ def _cached(live: list[LiveAddress]) -> Iterator[Lease]:
 
 def _is_ours(config: dict[str, Any]) -> bool:
     """Whether our IPAM gave the addresses: a `host-local` may be the reference's, only our records tell."""
-    return any(plugin.get("ipam", {}).get("type") == OWN_IPAM for plugin in config.get("plugins", [config]))
+    return any(plugin.get("ipam", {}).get("type") == Plugin.CNI_IPAM for plugin in config.get("plugins", [config]))
 
 
 def _lease(owner: Owner, ip: dict[str, Any]) -> Lease:

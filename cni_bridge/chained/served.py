@@ -1,0 +1,21 @@
+"""The plugins that add to what another one made, by their names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from cni_bridge.chained import loopback
+from cni_bridge.chained.bandwidth import Bandwidth
+from cni_bridge.chained.firewall import Firewall
+from cni_bridge.chained.lifecycle import Operation, operations
+from cni_bridge.chained.portmap import Portmap
+from cni_bridge.chained.tuning import Tuning
+from cni_bridge.cni.plugins import Plugin
+from cni_bridge.cni.request import Command
+
+_CHAINED = {Plugin.PORTMAP: Portmap, Plugin.FIREWALL: Firewall, Plugin.BANDWIDTH: Bandwidth, Plugin.TUNING: Tuning}
+
+
+def operations_of(name: Plugin) -> Mapping[Command, Operation]:
+    """The operations of that plugin."""
+    return loopback.OPERATIONS if name == Plugin.LOOPBACK else operations(_CHAINED[name]())
