@@ -13,9 +13,15 @@ from cni_bridge.chained.tuning import Tuning
 from cni_bridge.cni.plugins import Plugin
 from cni_bridge.cni.request import Command
 
-_CHAINED = {Plugin.PORTMAP: Portmap, Plugin.FIREWALL: Firewall, Plugin.BANDWIDTH: Bandwidth, Plugin.TUNING: Tuning}
+_OPERATIONS: Mapping[Plugin, Mapping[Command, Operation]] = {
+    Plugin.PORTMAP: operations(Portmap()),
+    Plugin.FIREWALL: operations(Firewall()),
+    Plugin.BANDWIDTH: operations(Bandwidth()),
+    Plugin.TUNING: operations(Tuning()),
+    Plugin.LOOPBACK: loopback.OPERATIONS,
+}
 
 
 def operations_of(name: Plugin) -> Mapping[Command, Operation]:
     """The operations of that plugin."""
-    return loopback.OPERATIONS if name == Plugin.LOOPBACK else operations(_CHAINED[name]())
+    return _OPERATIONS[name]
