@@ -17,6 +17,7 @@ from cni_bridge.cni.plugins import Plugin
 from cni_bridge.cni.request import Request
 from cni_bridge.datapath.host import Datapath
 from cni_bridge.datapath.links import Links
+from cni_bridge.datapath.sockets import Sockets
 from cni_bridge.firewall.iptables import IptablesFirewall
 from cni_bridge.firewall.nftables import NftablesFirewall
 from cni_bridge.ipam_exec import ExecIpam, find_executable
@@ -84,14 +85,14 @@ def runtime(settings: Settings) -> Iterator[Runtime]:
     records = settings.run_dir / "attachments"
     for directory in (locks, records, *(settings.run_dir / "chained" / name for name in _CHAINED)):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    datapath, links = Datapath(locks, patience=settings.patience), Links()
+    sockets = Sockets()
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="kernel") as kernel_thread:
         try:
             yield Runtime(
                 records=Records(records, Attachment),
                 chained={name: Records(settings.run_dir / "chained" / name, Chained) for name in _CHAINED},
-                datapath=datapath,
-                links=links,
+                datapath=Datapath(sockets, locks, patience=settings.patience),
+                links=Links(sockets),
                 firewalls={
                     Backend.NFTABLES: NftablesFirewall(),
                     Backend.IPTABLES: IptablesFirewall(patience=min(_XTABLES_PATIENCE, settings.patience)),
@@ -102,8 +103,7 @@ def runtime(settings: Settings) -> Iterator[Runtime]:
                 kernel_thread=kernel_thread,
             )
         finally:
-            kernel_thread.submit(datapath.close).result()
-            kernel_thread.submit(links.close).result()
+            kernel_thread.submit(sockets.close).result()
 
 
 def _own_executables() -> frozenset[Path]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
@@ -19,6 +19,7 @@ from cni_bridge.datapath.messages import Link
 from cni_bridge.datapath.netlink import Netlink
 from cni_bridge.datapath.netns import Netns
 from cni_bridge.datapath.shaping import ensure_shaping, missing_shaping, remove_shaping
+from cni_bridge.datapath.sockets import Sockets
 from cni_bridge.datapath.tuning import apply_tuning, missing_tuning
 from cni_bridge.plan import Attachment, GatewaySpec, Made
 from cni_bridge.tag import MARK, host_ifname, ifb_ifname, key_of_tag, network_tag, owner_key, owner_tag
@@ -39,16 +40,10 @@ PushUndo = Callable[[Callable[[], object]], None]
 class Datapath:
     """Links, addresses, routes and forwarding; bridges are locked at `lock_dir`, within `patience` seconds."""
 
-    def __init__(self, lock_dir: Path, *, patience: float) -> None:
+    def __init__(self, sockets: Sockets, lock_dir: Path, *, patience: float) -> None:
         self._lock_dir = lock_dir
         self._patience = patience
-        self._netlink: Netlink | None = None
-
-    def close(self) -> None:
-        """Close the host's socket; in the thread that used it."""
-        if self._netlink is not None:
-            self._netlink.close()
-            self._netlink = None
+        self._sockets = sockets
 
     def uplink_mtu(self) -> int:
         """The MTU of the link that the default route leads over, in bytes; the kernel's default if there is none."""
@@ -75,7 +70,7 @@ class Datapath:
         with bridges.bridges_locked(self._lock_dir, alone=False, patience=self._patience):
             bridge = bridges.ensure_bridge(host, attachment.bridge, effects.changed)
             push_undo(lambda: self._host.delete_link(attachment.port.name))
-            with self._inside(target) as inside:
+            with self._sockets.inside(target) as inside:
                 port.ensure_port(host, inside, bridge, attachment, target)
                 with netns.entered(target):
                     container = configure_container(inside, attachment.container, former)
@@ -119,7 +114,7 @@ class Datapath:
         with suppress(InvalidNetns), netns.opened(path) as target:
             if target.ref.same_as(netns.own()):
                 return False
-            with self._inside(target) as inside:
+            with self._sockets.inside(target) as inside:
                 link = inside.link(owner.ifname)
                 outer = host.link_at(link.peer) if link is not None and link.kind == "veth" else None
                 master = host.link(bridge)
@@ -134,7 +129,7 @@ class Datapath:
         """What differs from the attachment, in words; `expected` is the result that the runtime holds."""
         host = self._host
         bridge = host.link(attachment.bridge.name)
-        with self._inside(target) as inside:
+        with self._sockets.inside(target) as inside:
             found = [
                 *bridges.missing_bridge(bridge, attachment.bridge, _bridge_mac(expected, attachment.bridge.name)),
                 *port.missing_port(host, inside, attachment, target),
@@ -195,19 +190,7 @@ class Datapath:
 
     @property
     def _host(self) -> Netlink:
-        """The socket of the host's namespace, opened in the thread that uses it."""
-        if self._netlink is None:
-            self._netlink = Netlink()
-        return self._netlink
-
-    @contextmanager
-    def _inside(self, target: Netns) -> Iterator[Netlink]:
-        with netns.entered(target):
-            inside = Netlink()
-        try:
-            yield inside
-        finally:
-            inside.close()
+        return self._sockets.host
 
     def _announce(self, attachment: Attachment, mac: str, target: Netns) -> None:
         container = attachment.container

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from cni_bridge.cni.errors import InvalidNetns, KernelRefused
 from cni_bridge.cni.shaping import Shaping
 from cni_bridge.cni.tuning import Tuning
@@ -13,6 +10,7 @@ from cni_bridge.datapath.messages import Link
 from cni_bridge.datapath.netlink import Netlink
 from cni_bridge.datapath.netns import Netns
 from cni_bridge.datapath.shaping import ensure_shaping, missing_shaping, remove_shaping
+from cni_bridge.datapath.sockets import Sockets
 from cni_bridge.datapath.tuning import Former, apply_tuning, missing_tuning, read_former, restore
 from cni_bridge.tag import ifb_ifname, owner_tag
 from ipam.api import Address, Owner
@@ -21,14 +19,8 @@ from ipam.api import Address, Owner
 class Links:
     """The links of the host and of containers, for chained plugins."""
 
-    def __init__(self) -> None:
-        self._netlink: Netlink | None = None
-
-    def close(self) -> None:
-        """Close the host's socket; in the thread that used it."""
-        if self._netlink is not None:
-            self._netlink.close()
-            self._netlink = None
+    def __init__(self, sockets: Sockets) -> None:
+        self._sockets = sockets
 
     def link(self, name: str) -> Link | None:
         """The host's link of that name."""
@@ -46,7 +38,7 @@ class Links:
 
     def port_of(self, path: str, ifname: str) -> Link | None:
         """The host's end of the veth whose other end is this interface of the namespace at the path."""
-        with netns.opened(path) as target, self._inside(target) as inside:
+        with netns.opened(path) as target, self._sockets.inside(target) as inside:
             link = inside.link(ifname)
             outer = self._host.link_at(link.peer) if link is not None and link.kind == "veth" else None
             leads = outer is not None and self._host.leads_to(outer, inside, target.fd, ifname)
@@ -86,48 +78,37 @@ class Links:
 
     def read_former(self, target: Netns, ifname: str) -> Former:
         """The container's interface as it is."""
-        with self._inside(target) as inside:
+        with self._sockets.inside(target) as inside:
             return read_former(inside, ifname)
 
     def tune(self, target: Netns, ifname: str, tuning: Tuning) -> None:
         """Set the container's interface."""
-        with self._inside(target) as inside, netns.entered(target):
+        with self._sockets.inside(target) as inside, netns.entered(target):
             apply_tuning(inside, ifname, tuning)
 
     def untune(self, target: Netns, ifname: str, former: Former, tuning: Tuning) -> None:
         """Give the container's interface back what it was; gone already is success."""
-        with self._inside(target) as inside:
+        with self._sockets.inside(target) as inside:
             restore(inside, ifname, former, tuning)
 
     def missing_tune(self, target: Netns, ifname: str, tuning: Tuning) -> list[str]:
         """What of the container's interface differs, in words."""
-        with self._inside(target) as inside, netns.entered(target):
+        with self._sockets.inside(target) as inside, netns.entered(target):
             return missing_tuning(inside, ifname, tuning)
 
     def set_up(self, target: Netns, ifname: str, *, up: bool) -> None:
         """Bring the container's interface up or down; one that is gone is left."""
-        with self._inside(target) as inside:
+        with self._sockets.inside(target) as inside:
             link = inside.link(ifname)
             if link is not None and link.up != up:
                 inside.set_link(link.index, state="up" if up else "down")
 
     def is_up(self, target: Netns, ifname: str) -> bool:
         """Whether the container's interface is there and up."""
-        with self._inside(target) as inside:
+        with self._sockets.inside(target) as inside:
             link = inside.link(ifname)
             return link is not None and link.up
 
     @property
     def _host(self) -> Netlink:
-        if self._netlink is None:
-            self._netlink = Netlink()
-        return self._netlink
-
-    @contextmanager
-    def _inside(self, target: Netns) -> Iterator[Netlink]:
-        with netns.entered(target):
-            inside = Netlink()
-        try:
-            yield inside
-        finally:
-            inside.close()
+        return self._sockets.host

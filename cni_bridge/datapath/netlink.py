@@ -324,22 +324,19 @@ class Netlink:
 
     def route_link(self, destination: Address) -> Link | None:
         """The link over which the kernel would send to the destination; nothing is sent."""
-        try:
-            with _refusals(f"look up the route to {destination}"):
-                found = self._ip.route("get", dst=str(destination), family=_AF[destination.version])
-                index = next((each.get("RTA_OIF") for each in found), None)
-        except KernelRefused:
-            return None
-        return self.link_at(index) if index is not None else None
+        return self._route_link(destination, lambda route: True)
 
     def neighbour_link(self, destination: Address) -> Link | None:
         """The link on which the destination is itself, no router being between; None if it is not on any."""
+        return self._route_link(destination, lambda route: not route.get("RTA_GATEWAY"))
+
+    def _route_link(self, destination: Address, which: Callable[[Any], bool]) -> Link | None:
         try:
             with _refusals(f"look up the route to {destination}"):
                 found = list(self._ip.route("get", dst=str(destination), family=_AF[destination.version]))
         except KernelRefused:
             return None
-        index = next((each.get("RTA_OIF") for each in found if not each.get("RTA_GATEWAY")), None)
+        index = next((each.get("RTA_OIF") for each in found if which(each)), None)
         return self.link_at(index) if index is not None else None
 
     def _get(self, **selector: Any) -> Link | None:
