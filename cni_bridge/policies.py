@@ -16,6 +16,7 @@ from ipam.api import Address, Allocation, Owner
 def plan_policies(
     conf: NetConf, owner: Owner, allocation: Allocation, backend: Backend, gateway_link: str, firewall_works: bool
 ) -> Iterator[Policy]:
+    """The policies of the attachment, one for each backend that has something to hold."""
     addresses = tuple(lease.address.ip for lease in allocation.leases)
     mode = conf.gateway_mode
     if mode is None:

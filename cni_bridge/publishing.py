@@ -70,15 +70,25 @@ async def _take_over(rt: Runtime, records: Records[Any], owner: Owner) -> None:
 
 def let_loopback_out(rt: Runtime, policies: Iterable[Policy]) -> None:
     """Let ports be reached at the host's loopback addresses; after the rules that keep everybody else out."""
-    places = {
+    for link, family in sorted(_published_at_loopback(policies)):
+        rt.datapath.let_loopback_out(link, family)
+
+
+def missing_loopback(rt: Runtime, policies: Iterable[Policy]) -> list[str]:
+    """The links by which the host's loopback addresses do not leave, though ports are published there, in words."""
+    places = sorted(_published_at_loopback(policies))
+    return [words for link, family in places for words in rt.datapath.missing_loopback(link, family)]
+
+
+def _published_at_loopback(policies: Iterable[Policy]) -> set[tuple[str, int]]:
+    """The links, each with a family, of containers whose ports are published at loopback addresses."""
+    return {
         (policy.link.link, each.address.version)
         for policy in policies
         if policy.link is not None
         for each in policy.publications
         if each.snat and (each.host_ip is None or each.host_ip.is_loopback)
     }
-    for link, family in sorted(places):
-        rt.datapath.let_loopback_out(link, family)
 
 
 async def end_stale_connections(rt: Runtime, policies: Iterable[Policy]) -> None:

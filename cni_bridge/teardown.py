@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from cni_bridge.cni.errors import CniError
 from cni_bridge.cni.fields import Fields
@@ -11,8 +11,8 @@ from cni_bridge.cni.netconf import parse_bridge_name, parse_ipam_type
 from cni_bridge.cni.request import Request
 from cni_bridge.failures import Failures
 from cni_bridge.plan import Attachment
-from cni_bridge.policy import Policy
 from cni_bridge.publishing import end_stale_connections
+from cni_bridge.rules import change_rules
 from cni_bridge.runtime import Runtime
 from ipam.api import Lease, Owner
 
@@ -41,43 +41,6 @@ async def tear_down_unrecorded(rt: Runtime, request: Request) -> bool:
         await failures.collect(rt.on_host(firewall.forget, owner))
     failures.raise_any(f"removal of {owner}, of which there is no record")
     return bool(held or linked)
-
-
-async def forget_link(rt: Runtime, network: str) -> None:
-    """Remove what holds for the network's link once nobody is attached to it.
-
-    An attachment is recorded before its rules are applied, and they are under the same lock.
-    """
-    if not rt.is_attached_to(network):
-        async with rt.rules_locked(True):
-            if not rt.is_attached_to(network):
-                links = {link for each in rt.firewalls.values() for link in await rt.on_host(each.forget_link, network)}
-                for policy in _link_policies(rt, links):  # of another network on the same bridge
-                    await rt.on_host(rt.firewalls[policy.backend].apply, policy)
-
-
-def _link_policies(rt: Runtime, links: set[str]) -> Iterable[Policy]:
-    """One policy for each of these links that an attachment uses, with nothing but the link."""
-    found = {}
-    for records in rt.all_records if links else ():
-        for state in records.all():
-            for each in state.policies:
-                if each.link is not None and each.link.shared and each.link.link in links:
-                    found[each.link.link] = Policy(backend=each.backend, owner=each.owner, link=each.link)
-    return found.values()
-
-
-async def change_rules(rt: Runtime, former: Iterable[Policy], wanted: Iterable[Policy]) -> None:
-    """Replace the former rules: the wanted ones hold throughout, even where a former one had the same element."""
-    wanted, failures = list(wanted), Failures()
-    stale = [each for each in former if each not in wanted]
-    for policy in wanted:
-        await rt.on_host(rt.firewalls[policy.backend].apply, policy)
-    for policy in stale:
-        await failures.collect(rt.on_host(rt.firewalls[policy.backend].remove, policy))
-    for policy in wanted if stale else ():
-        await rt.on_host(rt.firewalls[policy.backend].apply, policy)
-    failures.raise_any("removal of rules")
 
 
 async def _held(rt: Runtime, request: Request) -> tuple[Lease, ...]:

@@ -28,9 +28,10 @@ from cni_bridge.policy import Publication, publications_of, publishing
 from cni_bridge.publishing import claim, end_stale_connections, hand_over, let_loopback_out
 from cni_bridge.resolvconf import read_resolv_conf
 from cni_bridge.restoring import restore, restore_if_flushed
+from cni_bridge.rules import change_rules, forget_link, missing_rules
 from cni_bridge.runtime import Runtime
 from cni_bridge.tag import container_mac
-from cni_bridge.teardown import change_rules, forget_link, lenient, release, tear_down, tear_down_unrecorded
+from cni_bridge.teardown import lenient, release, tear_down, tear_down_unrecorded
 from cni_bridge.undo import Undo
 from ipam.api import Allocation, Dns, Interface, Ipam, Owner, Wanted
 from ipam.errors import LeaseMissing
@@ -126,8 +127,7 @@ async def check(rt: Runtime, request: Request) -> None:
                 except LeaseMissing as error:
                     found.append(str(error))
             found += await rt.on_host(rt.datapath.missing, attachment, conf.prev_result, target)
-            for policy in attachment.policies:
-                found += await rt.on_host(rt.firewalls[policy.backend].missing, policy)
+            found += await missing_rules(rt, attachment.policies)
     if found:
         raise CheckFailed(f"{request.owner} is not as it was attached: {found[0]}", "\n".join(found))
 

@@ -11,8 +11,8 @@ from cni_bridge.cni.netconf import Backend
 from cni_bridge.cni.request import Request
 from cni_bridge.cni.result import Result
 from cni_bridge.policy import LinkPolicy, Policy
+from cni_bridge.rules import change_rules, missing_rules
 from cni_bridge.runtime import Runtime
-from cni_bridge.teardown import change_rules
 
 _POLICIES = ("open", "same-bridge", "isolated")
 
@@ -75,11 +75,7 @@ class Firewall(Plugin):
 
     async def missing(self, rt: Runtime, request: Request, state: Chained) -> list[str]:
         """See `Plugin.missing`."""
-        found = [
-            words
-            for policy in state.policies
-            for words in await rt.on_host(rt.firewalls[policy.backend].missing, policy)
-        ]
+        found = await missing_rules(rt, state.policies)
         if state.isolated_port and not await rt.on_host(rt.links.is_port_isolated, state.isolated_port):
             found.append(f"bridge port {state.isolated_port} is not isolated")
         return found

@@ -13,8 +13,8 @@ from cni_bridge.cni.request import Command, Request
 from cni_bridge.cni.result import Result, parse_previous
 from cni_bridge.failures import Failures
 from cni_bridge.restoring import restore_if_flushed
+from cni_bridge.rules import forget_link
 from cni_bridge.runtime import Runtime
-from cni_bridge.teardown import forget_link
 from cni_bridge.undo import Undo
 
 Operation = Callable[[Runtime, Request], Awaitable[Result | None]]

@@ -17,8 +17,8 @@ from cni_bridge.cni.result import Result
 from cni_bridge.policies import plan_publications
 from cni_bridge.policy import LinkPolicy, Policy
 from cni_bridge.publishing import claim, end_stale_connections, hand_over, let_loopback_out
+from cni_bridge.rules import change_rules, missing_rules
 from cni_bridge.runtime import Runtime
-from cni_bridge.teardown import change_rules
 from ipam.api import Address
 
 log = logging.getLogger(__name__)
@@ -76,11 +76,7 @@ class Portmap(Plugin):
 
     async def missing(self, rt: Runtime, request: Request, state: Chained) -> list[str]:
         """See `Plugin.missing`."""
-        return [
-            words
-            for policy in state.policies
-            for words in await rt.on_host(rt.firewalls[policy.backend].missing, policy)
-        ]
+        return await missing_rules(rt, state.policies)
 
     async def released(self, rt: Runtime, state: Chained) -> None:
         """See `Plugin.released`."""
@@ -88,7 +84,7 @@ class Portmap(Plugin):
 
 
 def _require_known_options(config: Fields) -> None:
-    """Refuse what this plugin would not do; all is done in nftables, whatever backend is named."""
+    """Refuse what this plugin would not do; whatever backend is named, it is nftables where that works."""
     backend = config.string("backend")
     if backend not in ("", "iptables", "nftables"):
         raise InvalidConfig(f'{config.at("backend")} "{backend}" is none of iptables, nftables')

@@ -176,6 +176,18 @@ class Datapath:
         elif (found := self._host.link(link)) is not None:
             self._host.add_local_route(found.index, _LOOPBACK6)
 
+    def keep_loopback_in(self, link: str) -> None:
+        """Take back what `let_loopback_out` did; a link that is gone has lost it by itself."""
+        sysctl.write_if_there(f"ipv4/conf/{link}/route_localnet", "0")
+        if (found := self._host.link(link)) is not None:
+            self._host.delete_local_route(found.index, _LOOPBACK6)
+
+    def missing_loopback(self, link: str, family: int) -> list[str]:
+        """What of `let_loopback_out` is not there, in words; in IPv6 it never need be, for the route may be dead."""
+        name = f"ipv4/conf/{link}/route_localnet"
+        differs = family == 4 and sysctl.read(name) != "1"
+        return [f"ports are not published at 127.0.0.1: net.{name.replace('/', '.')} is not 1"] if differs else []
+
     def count_ports(self, bridge: str) -> int:
         """How many ports the bridge has."""
         return bridges.count_ports(self._host, bridge)

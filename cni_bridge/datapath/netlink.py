@@ -303,6 +303,22 @@ class Netlink:
             lambda: self._ip.route("add", family=_AF[address.version], table=RT_TABLE_LOCAL, **values),
         )
 
+    def delete_local_route(self, index: int, address: Address) -> None:
+        """Undo `add_local_route`; undone already is success."""
+        try:
+            with _refusals(f"delete the local route to {address} on link {index}"):
+                self._ip.route(
+                    "del",
+                    family=_AF[address.version],
+                    table=RT_TABLE_LOCAL,
+                    dst=f"{address}/{address.max_prefixlen}",
+                    oif=index,
+                    type=_RTN_LOCAL,
+                )
+        except KernelRefused as error:
+            if error.errno != errno.ESRCH:
+                raise
+
     def routes(self, index: int) -> list[Route]:
         """The routes over the link in every table but the local one."""
         with _refusals(f"list routes over link {index}"):

@@ -23,6 +23,7 @@ from cni_bridge.firewall.iptables_rules import (
     is_of_address,
     is_of_link,
     link_rules,
+    network_link,
     owned_rules,
     published,
 )
@@ -230,9 +231,7 @@ def _remove_stale(family: int, tables: Iterable[str], stale: Callable[[str], boo
     for name in tables:
         with _Table(family, name) as table:
             going = [each for each in table.rules() if stale(key_of_tag(each.comment))]
-            links |= {
-                each.words[key] for each in going for key in ("in-interface", "out-interface") if key in each.words
-            }
+            links |= {link for each in going if (link := network_link(each))}
             table.delete(lambda rule: stale(key_of_tag(rule.comment)))
     return sorted(links)
 

@@ -223,6 +223,11 @@ def is_of_link(rule: Rule, link: str) -> bool:
     return link in (rule.words.get("in-interface"), rule.words.get("out-interface"))
 
 
+def network_link(rule: Rule) -> str:
+    """The link that the rule makes a network's; empty for a rule that does something else."""
+    return str(rule.words["in-interface"]) if rule.chain == _SAME else ""
+
+
 def published(rule: Rule) -> tuple[str, int, int, str] | None:
     """Protocol, first and last port, and host address or nothing, of a rule that leads host ports to a container."""
     target, protocol = rule.words.get("target"), str(rule.words.get("protocol", ""))

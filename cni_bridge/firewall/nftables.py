@@ -44,7 +44,7 @@ class NftablesFirewall:
     def apply(self, policy: Policy) -> None:
         """See `Firewall.apply`."""
         self._evict_former_owners(policy)
-        stale = self._links_not_trusted(policy)
+        stale = [each.delete() for each in self._links_not_trusted(policy)]
         if any(conditional_rules(policy)):
             stale += self._conditional_rules(owner_key(policy.owner))
         self._run("\n".join([*stale, _render([policy])]), f"apply the rules of {policy.owner}")
@@ -93,6 +93,7 @@ class NftablesFirewall:
         if conditional and len(self._conditional_rules(own)) != len(conditional):
             found.append(f"nftables rules in chain {CONDITIONAL_CHAIN} that publish on a condition")
         surplus = [each for each in unwanted if key_of_tag(self._comment(each)) == network]
+        surplus += self._links_not_trusted(policy)
         return found + [
             f"nftables element {each.key} of {each.container} is there and should not be" for each in surplus
         ]
@@ -205,14 +206,14 @@ class NftablesFirewall:
         for name in (f"publish{run}{at}{family}" for run in ("", "_run") for at in ("", "_at")):
             yield from self._listed(INET, name)
 
-    def _links_not_trusted(self, policy: Policy) -> list[str]:
-        """The commands that delete the links that this network trusted and no longer does."""
+    def _links_not_trusted(self, policy: Policy) -> list[Element]:
+        """The elements for links that this network trusted and no longer does."""
         if policy.link is None:
             return []
         wanted = {each.key for each in link_elements(policy)[0]}
         own, link = network_tag(policy.owner.network), f'"{policy.link.link}"'
         return [
-            each.delete()
+            each
             for each in self._listed(INET, "trusted")
             if key_of_tag(each.comment) == own and each.key.endswith(link) and each.key not in wanted
         ]

@@ -545,3 +545,30 @@ def test_runtimes_dns_is_in_the_result(host: Host) -> None:
         "options": dns["options"],
     }
     detach(host, given)
+
+
+def let_out(host: Host) -> tuple[str, bool]:
+    """Whether the host's loopback addresses leave by the bridge: its `route_localnet`, and a local route to ::1."""
+    routes = host.routes(family=6, table="local")
+    here = any((each["dst"], each["dev"]) == ("::1", "cni0") for each in routes)
+    return host.sysctl("net.ipv4.conf.cni0.route_localnet"), here
+
+
+def test_loopback_leaves_by_the_bridge_as_long_as_a_port_is_published_there(host: Host) -> None:
+    first = conf("8080:80/tcp")
+    host.add_netns("a")
+    host.add_netns("b")
+    host.plugin("ADD", bridge_conf(ipam=DUAL_STACK), "b").succeeded()
+    assert let_out(host) == ("0", False)
+    result = host.plugin("ADD", first, "a").result
+    assert let_out(host) == ("1", True)
+    host.sysctl("net.ipv4.conf.cni0.route_localnet", "0")
+    failed = host.plugin("CHECK", with_result(first, result), "a")
+    assert (failed.code, "net.ipv4.conf.cni0.route_localnet is not 1" in failed.error["msg"]) == (100, True)
+    assert let_out(host) == ("0", True)
+    host.plugin("ADD", first, "a").succeeded()
+    host.plugin("CHECK", with_result(first, result), "a").succeeded()
+    for name in ("a", "b"):
+        host.plugin("DEL", first, name).succeeded()
+    assert let_out(host) == ("0", False)
+    host.assert_nothing_left()

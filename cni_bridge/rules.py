@@ -1,0 +1,58 @@
+"""The firewall's part of attachments: applies, compares and removes their policies, whichever backend holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from cni_bridge.failures import Failures
+from cni_bridge.policy import Policy
+from cni_bridge.publishing import missing_loopback
+from cni_bridge.runtime import Runtime
+
+
+async def change_rules(rt: Runtime, former: Iterable[Policy], wanted: Iterable[Policy]) -> None:
+    """Replace the former rules: the wanted ones hold throughout, even where a former one had the same element."""
+    wanted, failures = list(wanted), Failures()
+    stale = [each for each in former if each not in wanted]
+    for policy in wanted:
+        await rt.on_host(rt.firewalls[policy.backend].apply, policy)
+    for policy in stale:
+        await failures.collect(rt.on_host(rt.firewalls[policy.backend].remove, policy))
+    for policy in wanted if stale else ():
+        await rt.on_host(rt.firewalls[policy.backend].apply, policy)
+    failures.raise_any("removal of rules")
+
+
+async def missing_rules(rt: Runtime, policies: Iterable[Policy]) -> list[str]:
+    """What of the policies does not hold, in words."""
+    policies, found = list(policies), []
+    for policy in policies:
+        found += await rt.on_host(rt.firewalls[policy.backend].missing, policy)
+    return found + await rt.on_host(missing_loopback, rt, policies)
+
+
+async def forget_link(rt: Runtime, network: str) -> None:
+    """Remove what holds for the network's link once nobody is attached to it.
+
+    An attachment is recorded before its rules are applied, and they are under the same lock.
+    """
+    if not rt.is_attached_to(network):
+        async with rt.rules_locked(True):
+            if not rt.is_attached_to(network):
+                links = {link for each in rt.firewalls.values() for link in await rt.on_host(each.forget_link, network)}
+                shared = _link_policies(rt, links)  # of other networks on the same bridge
+                for policy in shared.values():
+                    await rt.on_host(rt.firewalls[policy.backend].apply, policy)
+                for link in links - shared.keys():
+                    await rt.on_host(rt.datapath.keep_loopback_in, link)
+
+
+def _link_policies(rt: Runtime, links: set[str]) -> dict[str, Policy]:
+    """One policy for each of these links that an attachment uses, with nothing but the link."""
+    found = {}
+    for records in rt.all_records if links else ():
+        for state in records.all():
+            for each in state.policies:
+                if each.link is not None and each.link.shared and each.link.link in links:
+                    found[each.link.link] = Policy(backend=each.backend, owner=each.owner, link=each.link)
+    return found
