@@ -9,7 +9,7 @@ from cni_bridge.datapath import netns
 from cni_bridge.datapath.messages import Link
 from cni_bridge.datapath.netlink import Netlink
 from cni_bridge.datapath.netns import Netns
-from cni_bridge.datapath.shaping import ensure_shaping, missing_shaping, remove_shaping
+from cni_bridge.datapath.shaping import ensure_shaping, lift_limits, missing_shaping, remove_shaping
 from cni_bridge.datapath.sockets import Sockets
 from cni_bridge.datapath.tuning import Former, apply_tuning, missing_tuning, read_former, restore
 from cni_bridge.tag import ifb_ifname, owner_tag
@@ -67,7 +67,7 @@ class Links:
         remove_shaping(self._host, ifb_ifname(owner))
         link = self._host.link(port)
         if link is not None:
-            self._host.remove_buckets(link.index)
+            lift_limits(self._host, link.index)
 
     def missing_shape(self, owner: Owner, port: str, shaping: Shaping) -> list[str]:
         """What of the limits differs, in words."""

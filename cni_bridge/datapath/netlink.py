@@ -16,7 +16,6 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from cni_bridge.cni.errors import KernelRefused
-from cni_bridge.cni.shaping import Rate
 from cni_bridge.datapath.messages import (
     IFF_ALLMULTI,
     IFF_PROMISC,
@@ -35,11 +34,6 @@ BR_STATE_DISABLED = 0
 _UNSIGNED_NO_NSID = 0xFFFFFFFF  # NETNSA_NSID_NOT_ASSIGNED
 BRIDGE_VLAN_INFO_PVID = 2
 BRIDGE_VLAN_INFO_UNTAGGED = 4
-TC_H_ROOT = 0xFFFFFFFF
-_ROOT = 0x10000  # 1:, the handle of a root discipline
-_INGRESS = 0xFFFF0000  # ffff:, that of ingress
-_TC_H_INGRESS = 0xFFFFFFF1
-_ETH_P_ALL = 3
 _RTN_LOCAL = 2
 RT_TABLE_LOCAL = 255  # rtnetlink(7)
 _AF = {4: 2, 6: 10}
@@ -139,65 +133,20 @@ class Netlink:
             self._ip.link("add", ifname=name, kind="ifb", mtu=mtu, state="up")
         self.set_alias(name, alias)
 
-    def set_bucket(self, index: int, rate: Rate) -> None:
-        """Delay what leaves the link by a token bucket; what waits longer than 25 ms is dropped."""
-        with _refusals(f"limit link {index}"):
-            self._ip.tc(
-                "replace",
-                "tbf",
-                index,
-                _ROOT,
-                parent=TC_H_ROOT,
-                rate=rate.rate // 8,
-                burst=rate.burst // 8,
-                latency="25ms",
-            )
+    def change_tc(self, what: str, command: str, *args: Any, **values: Any) -> None:
+        """Change queueing disciplines or filters; `what` is for messages, the rest pyroute2's `IPRoute.tc`."""
+        with _refusals(what):
+            self._ip.tc(command, *args, **values)
 
-    def bucket(self, index: int) -> Rate | None:
-        """The link's token bucket; None if it has none."""
-        for each in self._qdiscs(index):
-            if each.get("TCA_KIND") == "tbf":
-                parms = each.get("TCA_OPTIONS").get("TCA_TBF_PARMS")
-                # The buffer is kept as the time that it takes to send it, in ticks of 64 ns (PSCHED_SHIFT).
-                burst = round(parms["buffer"] * 64 * parms["rate"] / 1e9)
-                return Rate(rate=parms["rate"] * 8, burst=burst * 8)
-        return None
-
-    def redirect_incoming(self, index: int, to: int) -> None:
-        """Have what comes in by the link leave by another one; once is enough."""
-        if self.redirects_incoming(index):
-            return
-        with _refusals(f"redirect what comes in by link {index}"):
-            self._ip.tc("replace", "ingress", index, _INGRESS)
-            self._ip.tc(
-                "add-filter",
-                "u32",
-                index,
-                parent=_INGRESS,
-                protocol=_ETH_P_ALL,
-                prio=1,
-                target=_ROOT | 1,
-                keys=["0x0/0x0+0"],
-                action={"kind": "mirred", "direction": "egress", "action": "redirect", "ifindex": to},
-            )
-
-    def remove_buckets(self, index: int) -> None:
-        """Take the link's token bucket away, and what leads elsewhere what comes in; gone already is success."""
-        for handle, parent in ((_ROOT, TC_H_ROOT), (_INGRESS, _TC_H_INGRESS)):
-            if any(each["handle"] == handle for each in self._qdiscs(index)):
-                with _refusals(f"lift the limits of link {index}"):
-                    self._ip.tc("del", index=index, handle=handle, parent=parent)
-
-    def redirects_incoming(self, index: int) -> bool:
-        """Whether a filter looks at what comes in by the link."""
-        if not any(each.get("TCA_KIND") == "ingress" for each in self._qdiscs(index)):
-            return False
-        with _refusals(f"list filters of link {index}"):
-            return any(True for _ in self._ip.get_filters(index=index, parent=_INGRESS))
-
-    def _qdiscs(self, index: int) -> list[Any]:
+    def qdiscs(self, index: int) -> list[Any]:
+        """The link's queueing disciplines, as pyroute2's messages."""
         with _refusals(f"list queueing disciplines of link {index}"):
             return list(self._ip.get_qdiscs(index=index))
+
+    def filters(self, index: int, parent: int) -> list[Any]:
+        """The filters of the link's discipline with that handle, as pyroute2's messages."""
+        with _refusals(f"list filters of link {index}"):
+            return list(self._ip.get_filters(index=index, parent=parent))
 
     def set_vlan_filtering(self, link: Link) -> None:
         """Turn the bridge's VLAN filtering on."""
