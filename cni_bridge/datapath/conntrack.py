@@ -50,7 +50,7 @@ def end_connections(family: int, protocol: Protocol, first: int, last: int) -> i
 
 
 def _ask_if_tracking(question: bytes) -> list[bytes]:
-    """The entries; none where the kernel tracks nothing."""
+    """The entries; none where the kernel tracks nothing, for which nfnetlink has these errors."""
     try:
         return ask(_NETLINK_NETFILTER, _CT_GET, NLM_F_DUMP, question, what="list tracked connections")
     except KernelRefused as error:
