@@ -183,7 +183,7 @@ class Datapath:
             self._host.delete_local_route(found.index, _LOOPBACK6)
 
     def missing_loopback(self, link: str, family: int) -> list[str]:
-        """What of `let_loopback_out` is not there, in words; IPv6 is not looked at, for there it depends on the host."""
+        """What of `let_loopback_out` is not there, in words; IPv6 is not looked at: there it depends on the host."""
         name = f"ipv4/conf/{link}/route_localnet"
         differs = family == 4 and sysctl.read(name) != "1"
         return [f"ports are not published at 127.0.0.1: net.{name.replace('/', '.')} is not 1"] if differs else []
