@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from cni_bridge.cni.errors import CniError, Code
 from cni_bridge.cni.fields import parse_object
@@ -90,25 +90,33 @@ class ExecIpam:
         return environment
 
     async def _run(self, command: Command, owner: Owner | None) -> bytes:
-        try:
-            process = await asyncio.create_subprocess_exec(
-                self._executable,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                env=self._environment(command, owner),
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise CniError(
-                Code.IPAM_PLUGIN_FAILED, f"cannot run IPAM plugin {self._executable}: {error.strerror}"
-            ) from None
-        try:
-            printed = await _converse(process, self._request.stdin)
-        except BaseException:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
-            raise
+        # A pipe of our own: asyncio waits for the end of its own ones, which a grandchild may keep open.
+        reading, writing = os.pipe()
+        with os.fdopen(reading, "rb", buffering=0) as stdout:
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    self._executable,
+                    stdin=asyncio.subprocess.PIPE,
+                    stdout=writing,
+                    env=self._environment(command, owner),
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise CniError(
+                    Code.IPAM_PLUGIN_FAILED, f"cannot run IPAM plugin {self._executable}: {error.strerror}"
+                ) from None
+            finally:
+                os.close(writing)
+            try:
+                printed = await _converse(process, self._request.stdin, stdout)
+            except BaseException:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                assert process.stdin is not None
+                if process.stdin.transport.get_write_buffer_size():  # it never read all of it
+                    process.stdin.transport.abort()
+                await process.wait()
+                raise
         if process.returncode != 0:
             raise self._failure(printed, process.returncode or 0)
         return printed
@@ -128,15 +136,21 @@ class ExecIpam:
             )
 
 
-async def _converse(process: asyncio.subprocess.Process, stdin: bytes) -> bytes:
+async def _converse(process: asyncio.subprocess.Process, stdin: bytes, stdout: IO[bytes]) -> bytes:
     """Give the plugin its configuration and take what it prints, until it ends."""
-    assert process.stdin is not None and process.stdout is not None
+    assert process.stdin is not None
     process.stdin.write(stdin)
     process.stdin.close()  # the event loop goes on sending while we read
-    printed = bytearray()
-    while chunk := await process.stdout.read(1 << 16):
-        printed += chunk
-        if len(printed) > OUTPUT_LIMIT:
-            raise CniError(Code.IPAM_PLUGIN_FAILED, f"IPAM plugin printed more than {OUTPUT_LIMIT >> 20} MiB")
+    reader = asyncio.StreamReader()
+    protocol = asyncio.StreamReaderProtocol(reader)
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, stdout)
+    try:
+        printed = bytearray()
+        while chunk := await reader.read(1 << 16):
+            printed += chunk
+            if len(printed) > OUTPUT_LIMIT:
+                raise CniError(Code.IPAM_PLUGIN_FAILED, f"IPAM plugin printed more than {OUTPUT_LIMIT >> 20} MiB")
+    finally:
+        transport.close()
     await process.wait()
     return bytes(printed)
