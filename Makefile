@@ -3,7 +3,7 @@
 PYTHON ?= python3
 SYSTEM_PACKAGES ?= missing
 BIN := .venv/bin
-SOURCES := pyproject.toml $(shell find cni_bridge ipam -name '*.py')
+SOURCES := pyproject.toml setup.py cni_bridge/native/client.c $(shell find cni_bridge ipam -name '*.py')
 
 .PHONY: demo test bench lint clean system-packages
 

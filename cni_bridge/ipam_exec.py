@@ -21,10 +21,10 @@ from ipam.api import Allocation, Interface, Lease, Owner, Wanted
 OUTPUT_LIMIT = 4 << 20  # bytes
 
 
-def find_executable(name: str, path: tuple[str, ...]) -> Path:
-    """The plugin of that name in `CNI_PATH`."""
+def find_executable(name: str, path: tuple[str, ...], root: str = "") -> Path:
+    """The plugin of that name in `CNI_PATH`, which starts from `root`."""
     for directory in path:
-        candidate = Path(directory) / name
+        candidate = Path(f"{root}{directory}") / name
         with suppress(OSError):  # a name that is too long for a file
             if candidate.is_file() and os.access(candidate, os.X_OK):
                 return candidate

@@ -1,4 +1,4 @@
-"""One request at a time for one owner, whichever process serves it."""
+"""Who has to wait for whom, whichever process serves them: requests of one owner, and changes of what all share."""
 
 from __future__ import annotations
 
@@ -38,28 +38,54 @@ async def owner_locked(directory: Path, owner: Owner, *, patience: float) -> Asy
         os.close(fd)
 
 
-@asynccontextmanager
-async def rules_locked(directory: Path, *, alone: bool, patience: float) -> AsyncIterator[None]:
-    """Hold the lock of what networks share in the firewall, which is one on the directory of records.
+class SharedLock:
+    """A lock on a directory, `what` in messages: held by many at once, or by one alone, within `patience` seconds.
 
-    It is shared to apply rules, and held `alone` to take a network's away.
+    Who wants to be alone does not wait for those who come later: they queue, at least those of this process.
     """
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    deadline, pause = time.monotonic() + patience, 0.001
-    try:
-        while True:
+
+    def __init__(self, directory: Path, what: str, *, patience: float) -> None:
+        self._directory = directory
+        self._what = what
+        self._patience = patience
+        self._queue = asyncio.Lock()
+
+    @asynccontextmanager
+    async def held(self, *, alone: bool) -> AsyncIterator[None]:
+        """Hold the lock; code 11 if it takes too long. The kernel ends it with its process."""
+        fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
             try:
-                fcntl.flock(fd, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    said = f"rules of a network are being changed by another request after {patience:g} s; try again"
-                    raise CniError(Code.TRY_AGAIN_LATER, said) from None
+                async with asyncio.timeout(self._patience):
+                    await self._queue.acquire()
+                    try:
+                        await _flock(fd, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+                    except BaseException:
+                        self._queue.release()
+                        raise
+            except TimeoutError:
+                said = f"{self._what} still held by another request after {self._patience:g} s; try again"
+                raise CniError(Code.TRY_AGAIN_LATER, said) from None
+            if not alone:
+                self._queue.release()
+            try:
+                yield
+            finally:
+                if alone:
+                    self._queue.release()
+        finally:
+            os.close(fd)
+
+
+async def _flock(fd: int, operation: int) -> None:
+    pause = 0.001
+    while True:
+        try:
+            fcntl.flock(fd, operation | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
             await asyncio.sleep(pause)
-            pause = min(pause * 2, _LONGEST_PAUSE)
-        yield
-    finally:
-        os.close(fd)
+        pause = min(pause * 2, _LONGEST_PAUSE)
 
 
 def _try_lock(path: Path) -> int | None:

@@ -13,7 +13,7 @@ from cni_bridge.cni.shaping import Shaping
 from cni_bridge.cni.tuning import Tuning
 from cni_bridge.policies import plan_policies
 from cni_bridge.policy import Policy, Publication
-from cni_bridge.tag import container_mac, host_ifname, host_mac, owner_tag
+from cni_bridge.tag import container_mac, host_ifname, host_mac, ifb_ifname, owner_tag
 from ipam.api import Address, Allocation, Interface, NetnsRef, Network, Owner, Route
 
 SCOPE_LINK = 253  # RT_SCOPE_LINK, rtnetlink(7)
@@ -72,11 +72,15 @@ class GatewaySpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Made:
-    """What only the kernel knows of an attachment that was made: MAC addresses, and what was changed, in words."""
+    """What only the kernel knows of an attachment that was made: MAC addresses, and what was changed, in words.
+
+    It is `ready` once its frames pass and its addresses are its own; until then routes are missing.
+    """
 
     bridge_mac: str
     gateway_mac: str
     container_mac: str
+    ready: bool
     changed: tuple[str, ...] = ()
 
 
@@ -105,6 +109,12 @@ class Attachment:
     policies: tuple[Policy, ...]
     waiting: tuple[Publication, ...] = ()
     changed: tuple[str, ...] = ()
+
+
+def links_of(attachment: Attachment) -> tuple[str, ...]:
+    """The names of the links on the host that are the attachment's own."""
+    ifb = (ifb_ifname(attachment.owner),) if attachment.shaping.egress is not None else ()
+    return (attachment.port.name, *ifb)
 
 
 def plan(

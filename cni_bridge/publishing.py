@@ -23,19 +23,25 @@ log = logging.getLogger(__name__)
 
 
 async def claim(
-    rt: Runtime, owner: Owner, publications: Sequence[Publication], backend: Backend, *, refuse: bool = True
+    rt: Runtime,
+    owner: Owner,
+    publications: Sequence[Publication],
+    backend: Backend,
+    *,
+    caller: int | None,
+    refuse: bool = True,
 ) -> tuple[tuple[Publication, ...], tuple[Publication, ...]]:
     """Those of the publications that the owner may serve, and those that wait for another attachment to go.
 
     A port that another attachment of the same container serves is waited for: Podman passes the mappings to each of
-    its networks. `PortConflict` names whoever else has one; unless `refuse`, it is waited for too, with a warning.
+    its networks. What `caller` (see `Request`) and its ancestors listen at is theirs to give. `PortConflict` names
+    whoever else has one; unless `refuse`, it is waited for too, with a warning.
     """
     if not publications:
         return (), ()
-    await rt.on_host(_require_own_addresses, rt, publications)
     waiting, conflicts = await _held_by_others(rt, rt.firewalls[backend], owner, publications)
     rest = [each for each in publications if each not in waiting and each not in conflicts]
-    listened = await rt.on_host(_listened_at, rest, owner.container_id)
+    listened = await rt.on_host(_listened_at, rest, owner.container_id, caller)
     for each in (*conflicts.values(), *listened.values()):
         if refuse:
             raise each
@@ -43,25 +49,25 @@ async def claim(
     return tuple(each for each in rest if each not in listened), (*waiting, *conflicts)
 
 
-async def hand_over(rt: Runtime, container_id: str) -> None:
+async def hand_over(rt: Runtime, container_id: str, caller: int | None) -> None:
     """Let other attachments of the container serve what they wait for; after one is gone, outside its lock."""
     for records in rt.publishers:
         for found in list(records.of_container(container_id)):
             if found.waiting:
-                async with rt.locked(found.owner):
-                    await _take_over(rt, records, found.owner)
+                async with rt.locked(found.owner), rt.ports_lock.held(alone=True):
+                    await _take_over(rt, records, found.owner, caller)
 
 
-async def _take_over(rt: Runtime, records: Records[Any], owner: Owner) -> None:
+async def _take_over(rt: Runtime, records: Records[Any], owner: Owner, caller: int | None) -> None:
     state = records.read(owner)
     if state is None or not state.waiting:
         return
     wanted = (*publications_of(state.policies), *state.waiting)
     backend = next(each.backend for each in state.policies if each.link is not None)
-    served, waiting = await claim(rt, owner, wanted, backend, refuse=False)
+    served, waiting = await claim(rt, owner, wanted, backend, caller=caller, refuse=False)
     state = replace(state, policies=publishing(state.policies, served), waiting=waiting)
     records.write(state)
-    async with rt.rules_locked(False):
+    async with rt.rules_lock.held(alone=False):
         for policy in state.policies:
             await rt.on_host(rt.firewalls[policy.backend].apply, policy)
     await rt.on_host(let_loopback_out, rt, state.policies)
@@ -129,14 +135,17 @@ async def _held_by_others(
     return waiting, conflicts
 
 
-def _require_own_addresses(rt: Runtime, publications: Iterable[Publication]) -> None:
+async def require_own_addresses(rt: Runtime, publications: Iterable[Publication]) -> None:
+    """Refuse host addresses that this host does not have."""
     asked = {each.host_ip for each in publications if each.host_ip is not None and not each.host_ip.is_loopback}
-    if asked and (foreign := asked - rt.datapath.own_addresses()):
+    if asked and (foreign := asked - await rt.on_host(rt.datapath.own_addresses)):
         named = ", ".join(sorted(map(str, foreign)))
         raise InvalidConfig(f"runtimeConfig.portMappings: hostIP {named} is no address of this host")
 
 
-def _listened_at(publications: Sequence[Publication], container_id: str) -> dict[Publication, PortConflict]:
+def _listened_at(
+    publications: Sequence[Publication], container_id: str, caller: int | None
+) -> dict[Publication, PortConflict]:
     """Those at whose ports a process of the host listens, unless it does so for this container."""
     conflicts: dict[Publication, PortConflict] = {}
     allowed: set[int] | None = None
@@ -144,7 +153,7 @@ def _listened_at(publications: Sequence[Publication], container_id: str) -> dict
         for each in publications:
             if not _collide(each, listener):
                 continue
-            allowed = listeners.ancestors() if allowed is None else allowed
+            allowed = listeners.ancestors(caller) if allowed is None else allowed
             others = [
                 process
                 for process in listeners.holders(listener.inode)

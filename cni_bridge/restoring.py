@@ -16,7 +16,9 @@ log = logging.getLogger(__name__)
 
 async def restore_if_flushed(rt: Runtime) -> None:
     """Restore all rules if the table that holds them is gone while there are attachments."""
-    if await rt.on_host(rt.firewalls[Backend.NFTABLES].is_flushed) and any(_policies(rt)):
+    if await rt.on_host(rt.firewalls[Backend.NFTABLES].is_flushed) and any(
+        each.backend == Backend.NFTABLES for each in _policies(rt)
+    ):
         log.warning("the nftables rules were flushed; making them anew from the records")
         await restore(rt)
 
@@ -26,7 +28,7 @@ async def restore(rt: Runtime, network: str | None = None, keep: frozenset[Owner
 
     What is there already is replaced by the same, in one transaction for each backend.
     """
-    async with rt.rules_locked(True):  # alone: nobody is detached between the look and the change
+    async with rt.rules_lock.held(alone=True):  # alone: nobody is detached between the look and the change
         policies = [each for each in _policies(rt, network) if keep is None or each.owner in keep]
         for backend, firewall in rt.firewalls.items():
             own = [each for each in policies if each.backend == backend]

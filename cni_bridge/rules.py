@@ -37,7 +37,7 @@ async def forget_link(rt: Runtime, network: str) -> None:
     An attachment is recorded before its rules are applied, and they are under the same lock.
     """
     if not rt.is_attached_to(network):
-        async with rt.rules_locked(True):
+        async with rt.rules_lock.held(alone=True):
             if not rt.is_attached_to(network):
                 links = {link for each in rt.firewalls.values() for link in await rt.on_host(each.forget_link, network)}
                 shared = _link_policies(rt, links)  # of other networks on the same bridge

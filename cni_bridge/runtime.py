@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ParamSpec, Protocol, TypeVar
@@ -18,6 +19,7 @@ from cni_bridge.cni.request import Request
 from cni_bridge.datapath.host import Datapath
 from cni_bridge.datapath.links import Links
 from cni_bridge.firewall.api import Firewall
+from cni_bridge.locks import SharedLock
 from cni_bridge.plan import Attachment
 from cni_bridge.records import Records
 from ipam.api import Ipam, Owner
@@ -35,6 +37,10 @@ class IpamSource(Protocol):
     def own(self) -> bool:
         """Whether it is this project's, so that the configuration's `ipam` section is for us to read."""
 
+    @property
+    def executes(self) -> bool:
+        """Whether it is another program, which is run for each question."""
+
     def open(self) -> AbstractAsyncContextManager[Ipam]:
         """Open it for one request."""
 
@@ -50,12 +56,14 @@ class Runtime:
     firewalls: Mapping[Backend, Firewall]
     find_ipam: Callable[[Request, str], IpamSource]  # by the request and its ipam.type
     locked: Callable[[Owner], AbstractAsyncContextManager[None]]  # one request at a time for one owner
-    rules_locked: Callable[[bool], AbstractAsyncContextManager[None]]  # alone, to take a network's rules away
+    rules_lock: SharedLock  # shared to apply rules, alone to take a network's away
+    ports_lock: SharedLock  # alone, from the look who has a port until it is taken
+    delete_links: Callable[[Sequence[str]], Awaitable[None]]  # those of the host; gone already is success
     kernel_thread: Executor  # one thread talks to the kernel, and only it enters namespaces
 
     async def on_host(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run the function in the kernel thread, to its end: what it has begun cannot be left half done."""
-        work = partial(function, *args, **kwargs)
+        work = partial(copy_context().run, partial(function, *args, **kwargs))  # for its trace and its log
         future = asyncio.get_running_loop().run_in_executor(self.kernel_thread, work)
         try:
             return await asyncio.shield(future)

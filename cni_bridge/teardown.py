@@ -10,22 +10,35 @@ from cni_bridge.cni.fields import Fields
 from cni_bridge.cni.netconf import parse_bridge_name, parse_ipam_type
 from cni_bridge.cni.request import Request
 from cni_bridge.failures import Failures
-from cni_bridge.plan import Attachment
+from cni_bridge.plan import Attachment, links_of
 from cni_bridge.publishing import end_stale_connections
 from cni_bridge.rules import change_rules
 from cni_bridge.runtime import Runtime
+from cni_bridge.trace import step
 from ipam.api import Lease, Owner
 
 log = logging.getLogger(__name__)
 
 
 async def tear_down(rt: Runtime, attachment: Attachment) -> None:
-    """Remove the attachment's rules and links."""
-    failures = Failures()
-    await failures.collect(change_rules(rt, attachment.policies, ()))
-    await failures.collect(end_stale_connections(rt, attachment.policies))
-    await failures.collect(rt.on_host(rt.datapath.detach, attachment))
-    failures.raise_any(f"removal of {attachment.owner}")
+    """Remove the attachment's links and rules; whoever does holds its owner's lock, and shares that of the rules."""
+    await remove_links(rt, attachment)
+    await remove_rules(rt, attachment)
+
+
+async def remove_links(rt: Runtime, attachment: Attachment) -> None:
+    """Remove the attachment's links. It takes the kernel's grace period; no lock that others need is held for it."""
+    with step("links"):
+        await rt.delete_links(links_of(attachment))
+
+
+async def remove_rules(rt: Runtime, attachment: Attachment) -> None:
+    """Remove the attachment's rules, and the flows that know them."""
+    with step("rules"):
+        failures = Failures()
+        await failures.collect(change_rules(rt, attachment.policies, ()))
+        await failures.collect(end_stale_connections(rt, attachment.policies))
+        failures.raise_any(f"removal of {attachment.owner}")
 
 
 async def tear_down_unrecorded(rt: Runtime, request: Request) -> bool:
@@ -36,7 +49,9 @@ async def tear_down_unrecorded(rt: Runtime, request: Request) -> bool:
     """
     owner, bridge, failures = request.owner, lenient(parse_bridge_name, request), Failures()
     held = await failures.collect(_held(rt, request))
-    linked = await failures.collect(rt.on_host(rt.datapath.detach_unrecorded, owner, bridge, request.netns))
+    linked = await failures.collect(
+        rt.on_host(rt.datapath.detach_unrecorded, owner, bridge, request.netns, request.netns_fd)
+    )
     for firewall in rt.firewalls.values() if held or linked else ():
         await failures.collect(rt.on_host(firewall.forget, owner))
     failures.raise_any(f"removal of {owner}, of which there is no record")

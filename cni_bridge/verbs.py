@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
-from cni_bridge.cni.errors import CheckFailed, CniError, Code, InvalidConfig, InvalidNetns
+from cni_bridge.cni.errors import CheckFailed, CniError, Code, InvalidConfig, InvalidNetns, KernelRefused
 from cni_bridge.cni.ipamconf import IpamConf, parse_ipam
 from cni_bridge.cni.netconf import (
     MIN_IPV6_MTU,
@@ -25,18 +27,21 @@ from cni_bridge.datapath.tuning import require_allowed_here
 from cni_bridge.failures import Failures
 from cni_bridge.plan import Attachment, build_result, plan
 from cni_bridge.policy import Publication, publications_of, publishing
-from cni_bridge.publishing import claim, end_stale_connections, hand_over, let_loopback_out
+from cni_bridge.publishing import claim, end_stale_connections, hand_over, let_loopback_out, require_own_addresses
 from cni_bridge.resolvconf import read_resolv_conf
 from cni_bridge.restoring import restore, restore_if_flushed
 from cni_bridge.rules import change_rules, forget_link, missing_rules
 from cni_bridge.runtime import Runtime
 from cni_bridge.tag import container_mac
-from cni_bridge.teardown import lenient, release, tear_down, tear_down_unrecorded
+from cni_bridge.teardown import lenient, release, remove_links, remove_rules, tear_down, tear_down_unrecorded
+from cni_bridge.trace import step
 from cni_bridge.undo import Undo
 from ipam.api import Allocation, Dns, Interface, Ipam, Owner, Wanted
 from ipam.errors import LeaseMissing
 
 log = logging.getLogger(__name__)
+
+_READY_PATIENCE = 5.0  # seconds
 
 
 async def add(rt: Runtime, request: Request) -> Result:
@@ -48,7 +53,7 @@ async def add(rt: Runtime, request: Request) -> Result:
     require_allowed_here(conf.tuning)
     dns = read_resolv_conf(addresses.resolv_conf)
     await restore_if_flushed(rt)
-    with netns.opened(request.netns) as target:
+    with netns.opened(request.netns, request.netns_fd) as target:
         _refuse_own_netns(request, target)
         mac = conf.mac or container_mac(request.owner)
         wanted = addresses.wanted(request.owner, dns, netns=target.ref, mac=mac)
@@ -62,50 +67,65 @@ async def add(rt: Runtime, request: Request) -> Result:
                 if recorded is None:
                     rt.records.write(planned(None))
                 undo.push(partial(release, rt, request, conf.ipam_type, request.owner))
-                attachment = planned(await _allocate(rt, request, conf, ipam, wanted, recorded))
+                with step("ipam"):
+                    allocation = await _allocate(rt, request, conf, ipam, wanted, recorded)
+                attachment = planned(allocation)
                 wished = publications_of(attachment.policies)
-                attachment = await _serving(rt, attachment, wished)
+                await require_own_addresses(rt, wished)
                 former = recorded.policies if recorded is not None else ()
                 earlier = recorded.changed if recorded is not None else ()
                 either = tuple(dict.fromkeys((*attachment.policies, *former)))
-                rt.records.write(replace(attachment, policies=either, changed=earlier))
-                made = await rt.on_host(
-                    rt.datapath.attach,
-                    attachment,
-                    target,
-                    recorded.container.addresses if recorded is not None else (),
-                    push_undo=lambda effect: undo.push(partial(rt.on_host, effect)),
-                    gateways_of_others=partial(_gateways_of_others, rt, attachment),
-                )
+                written = replace(attachment, policies=either, changed=earlier)
+                rt.records.write(written)
+                with step("links"):
+                    made = await rt.on_host(
+                        rt.datapath.attach,
+                        attachment,
+                        target,
+                        recorded.container.addresses if recorded is not None else (),
+                        push_undo=lambda effect: undo.push(partial(rt.on_host, effect)),
+                        gateways_of_others=partial(_gateways_of_others, rt, attachment),
+                    )
+                    if not made.ready:
+                        await _finish(rt, attachment, target)
                 undo.push(partial(change_rules, rt, attachment.policies, ()))
-                async with rt.rules_locked(bool(wished)):  # alone, for who may have a port is looked at again
-                    if wished:
-                        attachment = await _serving(rt, attachment, wished)
-                        rt.records.write(replace(attachment, changed=earlier + made.changed))
-                    await change_rules(rt, former, attachment.policies)
-                await rt.on_host(let_loopback_out, rt, attachment.policies)
-                await end_stale_connections(rt, attachment.policies)
-                rt.records.write(replace(attachment, changed=earlier + made.changed))
+                async with rt.ports_lock.held(alone=True) if wished else nullcontext():
+                    if wished:  # nobody else takes a port between the look and the rules
+                        attachment = await _serving(rt, attachment, wished, request.caller)
+                    attachment = replace(attachment, changed=earlier + made.changed)
+                    with step("rules"):
+                        async with rt.rules_lock.held(alone=False):
+                            await change_rules(rt, former, attachment.policies)
+                        if wished:
+                            await rt.on_host(let_loopback_out, rt, attachment.policies)
+                            await end_stale_connections(rt, attachment.policies)
+                    if attachment != written:
+                        rt.records.write(attachment)
     return build_result(conf, attachment, made, request.netns)
 
 
 async def delete(rt: Runtime, request: Request) -> None:
     """Detach the container: does all it can, whatever of the attachment or the request is gone."""
     owner, failures, found = request.owner, Failures(), None
-    async with rt.locked(owner), rt.rules_locked(False):
+    async with rt.locked(owner):
         recorded = _readable_record(rt, owner)
         if recorded is not None:
-            await failures.collect(tear_down(rt, recorded))
-            await failures.collect(release(rt, request, recorded.ipam_type, owner))
-        else:
-            found = await failures.collect(tear_down_unrecorded(rt, request))
-            await failures.collect(release(rt, request, lenient(parse_ipam_type, request), owner))
-        failures.raise_any(f"DEL of {owner}")
-        rt.records.remove(owner)
+            await failures.collect(remove_links(rt, recorded))
+        async with rt.rules_lock.held(alone=False):
+            if recorded is not None:
+                await failures.collect(remove_rules(rt, recorded))
+                ipam_type = recorded.ipam_type
+            else:
+                found = await failures.collect(tear_down_unrecorded(rt, request))
+                ipam_type = lenient(parse_ipam_type, request)
+            with step("ipam"):
+                await failures.collect(release(rt, request, ipam_type, owner))
+            failures.raise_any(f"DEL of {owner}")
+            rt.records.remove(owner)
     if recorded is not None or found:
         await forget_link(rt, owner.network)
     if recorded is not None and publications_of(recorded.policies):
-        await hand_over(rt, owner.container_id)
+        await hand_over(rt, owner.container_id, request.caller)
 
 
 async def check(rt: Runtime, request: Request) -> None:
@@ -113,7 +133,7 @@ async def check(rt: Runtime, request: Request) -> None:
     conf = parse_netconf(request)
     if conf.prev_result is None:
         raise InvalidConfig("Required prevResult missing", "CHECK compares with the result of ADD")
-    with netns.opened(request.netns) as target:
+    with netns.opened(request.netns, request.netns_fd) as target:
         async with rt.locked(request.owner), rt.ipam(request, conf.ipam_type) as ipam:
             attachment = rt.records.read(request.owner)
             if attachment is None:
@@ -210,6 +230,21 @@ async def _allocate(
     return allocation
 
 
+async def _finish(rt: Runtime, attachment: Attachment, target: netns.Netns) -> None:
+    """Finish what is not ready: a port comes up in a millisecond, duplicate address detection takes a second or two."""
+    pause = 0.0005
+    try:
+        async with asyncio.timeout(_READY_PATIENCE):
+            while not await rt.on_host(rt.datapath.finish, attachment, target):
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, 0.05)
+    except TimeoutError:
+        raise KernelRefused(
+            f"{attachment.port.name} does not get ready in {_READY_PATIENCE:g} s: its bridge port has no carrier, or "
+            "duplicate address detection does not end"
+        ) from None
+
+
 async def _planner(
     rt: Runtime, conf: NetConf, request: Request, target: netns.Netns, addresses: IpamConf
 ) -> Callable[[Allocation | None], Attachment]:
@@ -262,15 +297,17 @@ def _require_fitting(conf: NetConf, families: list[int]) -> None:
 
 
 async def _collect_one(rt: Runtime, request: Request, attachment: Attachment) -> None:
-    async with rt.locked(attachment.owner), rt.rules_locked(False):
+    async with rt.locked(attachment.owner):
         current = rt.records.read(attachment.owner)
         if current is not None:
             log.info("collecting %s", attachment.owner)
             failures = Failures()
-            await failures.collect(tear_down(rt, current))
-            await failures.collect(release(rt, request, current.ipam_type, current.owner))
-            failures.raise_any(f"removal of {current.owner}")
-            rt.records.remove(current.owner)
+            await failures.collect(remove_links(rt, current))
+            async with rt.rules_lock.held(alone=False):
+                await failures.collect(remove_rules(rt, current))
+                await failures.collect(release(rt, request, current.ipam_type, current.owner))
+                failures.raise_any(f"removal of {current.owner}")
+                rt.records.remove(current.owner)
 
 
 async def _collect_addresses(rt: Runtime, request: Request, keep: frozenset[Owner]) -> None:
@@ -279,10 +316,12 @@ async def _collect_addresses(rt: Runtime, request: Request, keep: frozenset[Owne
             await ipam.collect(request.owner.network, keep)
 
 
-async def _serving(rt: Runtime, attachment: Attachment, wished: tuple[Publication, ...]) -> Attachment:
+async def _serving(
+    rt: Runtime, attachment: Attachment, wished: tuple[Publication, ...], caller: int | None
+) -> Attachment:
     """The attachment with those of the publications that it may serve now, and those that wait."""
     backend = next((each.backend for each in attachment.policies if each.link is not None), Backend.NFTABLES)
-    served, waiting = await claim(rt, attachment.owner, wished, backend)
+    served, waiting = await claim(rt, attachment.owner, wished, backend, caller=caller)
     return replace(attachment, policies=publishing(attachment.policies, served), waiting=waiting)
 
 

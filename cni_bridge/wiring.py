@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import filecmp
 import os
 import sys
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from functools import lru_cache
 from pathlib import Path
 
-from cni_bridge import own_ipam
 from cni_bridge.chained_state import Chained
 from cni_bridge.cni.errors import InvalidConfig
 from cni_bridge.cni.netconf import Backend
 from cni_bridge.cni.plugins import Plugin
 from cni_bridge.cni.request import Request
+from cni_bridge.datapath.deletion import LinkDeleter
 from cni_bridge.datapath.host import Datapath
 from cni_bridge.datapath.links import Links
 from cni_bridge.datapath.sockets import Sockets
@@ -22,7 +24,8 @@ from cni_bridge.firewall.iptables import IptablesFirewall
 from cni_bridge.firewall.nftables import NftablesFirewall
 from cni_bridge.ipam_exec import ExecIpam, find_executable
 from cni_bridge.ipam_host import KernelHost
-from cni_bridge.locks import owner_locked, rules_locked
+from cni_bridge.locks import SharedLock, owner_locked
+from cni_bridge.own_ipam import opened as open_own_ipam
 from cni_bridge.plan import Attachment
 from cni_bridge.records import Records
 from cni_bridge.runtime import IpamSource, Runtime
@@ -38,13 +41,14 @@ class OwnIpam:
     """This project's IPAM."""
 
     own = True
+    executes = False
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
 
     def open(self) -> AbstractAsyncContextManager[Ipam]:
         """See `IpamSource.open`."""
-        return own_ipam.opened(self._settings, KernelHost())
+        return open_own_ipam(self._settings, KernelHost())
 
 
 class ForeignIpam:
@@ -52,7 +56,8 @@ class ForeignIpam:
 
     own = False
 
-    def __init__(self, ipam: Ipam) -> None:
+    def __init__(self, ipam: Ipam, *, executes: bool) -> None:
+        self.executes = executes
         self._ipam = ipam
 
     def open(self) -> AbstractAsyncContextManager[Ipam]:
@@ -64,29 +69,34 @@ class ForeignIpam:
         yield self._ipam
 
 
-def find_ipam(settings: Settings, request: Request, ipam_type: str) -> IpamSource:
-    """The IPAM of that type."""
+def find_ipam(own: IpamSource, request: Request, ipam_type: str) -> IpamSource:
+    """The IPAM of that type; `own` is this project's."""
     if ipam_type == Plugin.CNI_IPAM:
-        return OwnIpam(settings)
-    executable = find_executable(ipam_type, request.path)
-    if executable.resolve() not in _own_executables():
-        return ForeignIpam(ExecIpam(executable, request))
+        return own
+    executable = find_executable(ipam_type, request.path, request.caller_root)
+    if not _is_own(executable):
+        return ForeignIpam(ExecIpam(executable, request), executes=True)
     if ipam_type == Plugin.HOST_LOCAL:
-        return OwnIpam(settings)
+        return own
     if ipam_type == Plugin.STATIC:
-        return ForeignIpam(StaticIpam(request))
+        return ForeignIpam(StaticIpam(request), executes=False)
     raise InvalidConfig(f'ipam.type "{ipam_type}" is no IPAM plugin: it leads to {executable.resolve()}')
 
 
 @contextmanager
-def runtime(settings: Settings) -> Iterator[Runtime]:
-    """What the verbs need, made for this node's settings."""
+def runtime(settings: Settings, own_ipam: IpamSource | None = None) -> Iterator[Runtime]:
+    """What the verbs need, made for this node's settings; `own_ipam` if this project's IPAM is open already."""
     locks = settings.run_dir / "locks"
     records = settings.run_dir / "attachments"
     for directory in (locks, records, *(settings.run_dir / "chained" / name for name in _CHAINED)):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    own = own_ipam or OwnIpam(settings)
     sockets = Sockets()
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="kernel") as kernel_thread:
+    nftables = NftablesFirewall()
+    with (
+        ThreadPoolExecutor(max_workers=1, thread_name_prefix="kernel") as kernel_thread,
+        LinkDeleter() as deleter,
+    ):
         try:
             yield Runtime(
                 records=Records(records, Attachment),
@@ -94,19 +104,30 @@ def runtime(settings: Settings) -> Iterator[Runtime]:
                 datapath=Datapath(sockets, locks, patience=settings.patience),
                 links=Links(sockets),
                 firewalls={
-                    Backend.NFTABLES: NftablesFirewall(),
+                    Backend.NFTABLES: nftables,
                     Backend.IPTABLES: IptablesFirewall(patience=min(_XTABLES_PATIENCE, settings.patience)),
                 },
-                find_ipam=lambda request, ipam_type: find_ipam(settings, request, ipam_type),
+                find_ipam=lambda request, ipam_type: find_ipam(own, request, ipam_type),
                 locked=lambda owner: owner_locked(locks, owner, patience=settings.patience),
-                rules_locked=lambda alone: rules_locked(records, alone=alone, patience=settings.patience),
+                rules_lock=SharedLock(records, "the rules of a network are", patience=settings.patience),
+                ports_lock=SharedLock(records.with_name("chained"), "host ports are", patience=settings.patience),
+                delete_links=deleter.delete,
                 kernel_thread=kernel_thread,
             )
         finally:
             kernel_thread.submit(sockets.close).result()
+            kernel_thread.submit(nftables.close).result()
 
 
-def _own_executables() -> frozenset[Path]:
-    """Where this project's plugins are installed: beside the one that runs."""
+def _is_own(executable: Path) -> bool:
+    """Whether it is one of this project's plugins, which are beside the program that runs, or a copy of one."""
     directory = Path(os.path.realpath(sys.argv[0])).parent
-    return frozenset((directory / name).resolve() for name in (Plugin.CNI_BRIDGE, Plugin.CNI_IPAM))
+    status = executable.stat()
+    ours = (directory / name for name in (Plugin.CNI_BRIDGE, Plugin.CNI_IPAM))
+    return any(each.exists() and _same(executable, status.st_mtime_ns, each) for each in ours)
+
+
+@lru_cache(maxsize=64)
+def _same(one: Path, changed: int, other: Path) -> bool:
+    """Whether the files are one, or hold the same; asked again when the first one has `changed`."""
+    return one.samefile(other) or filecmp.cmp(one, other, shallow=False)

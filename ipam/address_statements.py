@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from ipam.allocator import Run
@@ -73,11 +73,11 @@ class Opening:
 class AddressStatements(Statements):
     """Reads and changes what is known of addresses."""
 
-    async def opening(self, wanted: Wanted) -> Opening:
+    def opening(self, wanted: Wanted) -> Opening:
         """What allocation begins with, in one statement."""
         owner, opening = wanted.owner, Opening()
         asks_by_more = wanted.name or wanted.mac or wanted.sticky
-        rows = await self._rows(
+        rows = self._rows(
             _OPENING_RESERVED if asks_by_more else _OPENING,
             {
                 "network": owner.network,
@@ -101,73 +101,73 @@ class AddressStatements(Statements):
                 (opening.held if mine and entry not in opening.held else opening.reserved).append(entry)
         return opening
 
-    async def held(self, owner: Owner) -> list[Lease]:
+    def held(self, owner: Owner) -> list[Lease]:
         """What the owner holds, in order of address."""
-        rows = await self._rows(
+        rows = self._rows(
             f"SELECT {ENTRY} FROM addresses INDEXED BY addresses_by_owner "
             "WHERE network = ? AND container_id = ? AND ifname IN (?, '') ORDER BY address",
             _key(owner),
         )
         return [each.lease for row in rows if (each := parse_entry(row)).lease is not None]
 
-    async def owners(self, network: str) -> list[Owner]:
+    def owners(self, network: str) -> list[Owner]:
         """Every owner of a lease in the network."""
-        rows = await self._rows(
+        rows = self._rows(
             "SELECT DISTINCT network, container_id, ifname FROM addresses "
             "WHERE network = ? AND container_id IS NOT NULL",
             (network,),
         )
         return [Owner(network=row[0], container_id=row[1], ifname=row[2]) for row in rows]
 
-    async def leases_within(self, network: str, within: Run) -> list[Lease]:
+    def leases_within(self, network: str, within: Run) -> list[Lease]:
         """The leases of these addresses of the network."""
-        rows = await self._rows(
+        rows = self._rows(
             f"SELECT {ENTRY} FROM addresses WHERE network = ? AND address >= ? AND address < ? "
             "AND container_id IS NOT NULL ORDER BY address",
             (network, *_ends(within)),
         )
         return [each.lease for row in rows if (each := parse_entry(row)).lease is not None]
 
-    async def entry(self, network: str, address: Address) -> Entry | None:
+    def entry(self, network: str, address: Address) -> Entry | None:
         """What is known of the address."""
-        rows = await self._rows(
+        rows = self._rows(
             f"SELECT {ENTRY} FROM addresses WHERE network = ? AND address = ?", (network, to_blob(address))
         )
         return next((parse_entry(row) for row in rows), None)
 
-    async def put(self, entries: Iterable[Entry]) -> None:
+    def put(self, entries: Iterable[Entry]) -> None:
         """Make this all that is known of these addresses."""
-        await self._connection.executemany(_UPSERT, [render_entry(each) for each in entries])
+        self._connection.executemany(_UPSERT, [render_entry(each) for each in entries])
 
-    async def drop(self, entry: Entry) -> None:
+    def drop(self, entry: Entry) -> None:
         """Forget what is known of the address."""
-        await self._connection.execute(
+        self._connection.execute(
             "DELETE FROM addresses WHERE network = ? AND address = ?", (entry.network, to_blob(entry.address))
         )
 
-    async def release(self, owner: Owner, now: Moment) -> None:
+    def release(self, owner: Owner, now: Moment) -> None:
         """End all leases of the owner; their addresses begin their rest."""
-        await self._connection.execute(
+        self._connection.execute(
             f"{_RELEASE} AND ifname IN (?, '')",
             (now.seconds, now.boot_id, owner.network, owner.container_id, owner.ifname),
         )
 
-    async def release_all(self, owners: Iterable[Owner], now: Moment) -> None:
+    def release_all(self, owners: Iterable[Owner], now: Moment) -> None:
         """End all leases of these owners, as they are written."""
-        await self._connection.executemany(
+        self._connection.executemany(
             f"{_RELEASE} AND ifname = ?",
             [(now.seconds, now.boot_id, each.network, each.container_id, each.ifname) for each in owners],
         )
 
-    async def release_address(self, owner: Owner, address: Address, now: Moment) -> bool:
+    def release_address(self, owner: Owner, address: Address, now: Moment) -> bool:
         """End the owner's lease of this one address; whether there was one."""
-        cursor = await self._connection.execute(
+        cursor = self._connection.execute(
             f"{_RELEASE} AND ifname = ? AND address = ?",
             (now.seconds, now.boot_id, *_key(owner), to_blob(address)),
         )
         return cursor.rowcount > 0
 
-    async def end_rests(self, network: str, now: Moment, cooldown: float, most: int) -> int:
+    def end_rests(self, network: str, now: Moment, cooldown: float, most: int) -> int:
         """Free the addresses that have rested longest, if it was long enough; how many there were."""
         conditions = [("released_boot = ? AND released <= ?", (now.boot_id, now.seconds - cooldown))]
         if now.seconds >= cooldown:
@@ -175,7 +175,7 @@ class AddressStatements(Statements):
             conditions += [("released_boot > ? AND released >= ?", (now.boot_id, 0.0))]
         ended = 0
         for condition, values in conditions:
-            cursor = await self._connection.execute(
+            cursor = self._connection.execute(
                 "DELETE FROM addresses WHERE (network, address) IN (SELECT network, address "
                 f"FROM addresses INDEXED BY addresses_at_rest WHERE network = ? AND {condition} "
                 "AND reserved_for IS NULL ORDER BY released_boot, released LIMIT ?)",
@@ -184,10 +184,10 @@ class AddressStatements(Statements):
             ended += cursor.rowcount
         return ended
 
-    async def longest_at_rest(self, network: str, within: Run, boot_id: str) -> Entry | None:
+    def longest_at_rest(self, network: str, within: Run, boot_id: str) -> Entry | None:
         """The address that was released first and is not reserved, earlier boots before this one."""
         for comparison in ("<", ">", "="):
-            rows = await self._rows(
+            rows = self._rows(
                 f"SELECT {ENTRY} FROM addresses INDEXED BY addresses_at_rest "
                 f"WHERE network = ? AND released_boot {comparison} ? AND released IS NOT NULL "
                 "AND reserved_for IS NULL AND address >= ? AND address < ? ORDER BY released_boot, released LIMIT 1",
@@ -197,12 +197,12 @@ class AddressStatements(Statements):
                 return parse_entry(row)
         return None
 
-    async def of_earlier_boots(self, network: str, within: Run, boot_id: str) -> AsyncIterator[Entry]:
+    def of_earlier_boots(self, network: str, within: Run, boot_id: str) -> Iterator[Entry]:
         """The leases that were given in an earlier boot, of addresses that are not reserved."""
         for comparison in ("<", ">"):
             behind: tuple[str, bytes] = ("", b"")
             while True:
-                rows = await self._rows(
+                rows = self._rows(
                     f"SELECT {ENTRY} FROM addresses INDEXED BY addresses_by_boot "
                     f"WHERE network = ? AND boot_id {comparison} ? AND (boot_id, address) > (?, ?) "
                     "AND container_id IS NOT NULL AND reserved_for IS NULL AND address >= ? AND address < ? "
@@ -217,9 +217,9 @@ class AddressStatements(Statements):
                 if not rows:
                     break
 
-    async def mark_suspect(self, entries: Iterable[Entry], now: Moment | None) -> None:
+    def mark_suspect(self, entries: Iterable[Entry], now: Moment | None) -> None:
         """Remember since when these leases are suspect, or, with None, that they are not."""
-        await self._connection.executemany(
+        self._connection.executemany(
             "UPDATE addresses SET suspect = ?, suspect_boot = ? "
             "WHERE network = ? AND address = ? AND container_id = ? AND ifname = ?",
             [
@@ -235,9 +235,9 @@ class AddressStatements(Statements):
             ],
         )
 
-    async def count(self, network: str, within: Run, now: Moment, cooldown: float) -> tuple[int, int, int]:
+    def count(self, network: str, within: Run, now: Moment, cooldown: float) -> tuple[int, int, int]:
         """How many addresses are leased, cooling and reserved."""
-        rows = await self._rows(
+        rows = self._rows(
             "SELECT count(container_id), "
             "count(*) FILTER (WHERE container_id IS NULL AND reserved_for IS NULL AND "
             "CASE WHEN released_boot = ? THEN ? - released ELSE ? END < ?), "
@@ -248,16 +248,16 @@ class AddressStatements(Statements):
         ((leased, cooling, reserved),) = rows
         return leased, cooling, reserved
 
-    async def count_rests(self, network: str, within: Run) -> int:
+    def count_rests(self, network: str, within: Run) -> int:
         """How many addresses were released and have nothing else, whether their rest is over or not."""
-        rows = await self._rows(
+        rows = self._rows(
             "SELECT count(*) FROM addresses WHERE network = ? AND address >= ? AND address < ? "
             "AND container_id IS NULL AND reserved_for IS NULL",
             (network, *_ends(within)),
         )
         return int(rows[0][0])
 
-    async def entries(self, network: str | None = None, after: Place | None = None, limit: int = PAGE) -> list[Entry]:
+    def entries(self, network: str | None = None, after: Place | None = None, limit: int = PAGE) -> list[Entry]:
         """What is known of the addresses behind `after`, in order of network and address."""
         conditions: list[str] = []
         values: list[object] = []
@@ -268,14 +268,12 @@ class AddressStatements(Statements):
             conditions.append("(network, address) > (?, ?)")
             values += [after.network, to_blob(after.address)]
         where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
-        rows = await self._rows(
-            f"SELECT {ENTRY} FROM addresses {where} ORDER BY network, address LIMIT ?", (*values, limit)
-        )
+        rows = self._rows(f"SELECT {ENTRY} FROM addresses {where} ORDER BY network, address LIMIT ?", (*values, limit))
         return [parse_entry(row) for row in rows]
 
-    async def run_at(self, network: str, number: int) -> Run | None:
+    def run_at(self, network: str, number: int) -> Run | None:
         """The run of taken addresses that covers the one of this number."""
-        rows = await self._rows(
+        rows = self._rows(
             "SELECT first, next FROM taken WHERE network = ? AND first <= ? ORDER BY first DESC LIMIT 1",
             (network, number_blob(number)),
         )
@@ -284,10 +282,10 @@ class AddressStatements(Statements):
                 return Run(first=blob_number(first), next=blob_number(following))
         return None
 
-    async def runs_within(self, network: str, within: Run) -> list[Run]:
+    def runs_within(self, network: str, within: Run) -> list[Run]:
         """The runs of taken addresses as far as they are within this one, in order."""
         first, end = _ends(within)
-        rows = await self._rows(
+        rows = self._rows(
             "SELECT max(first, :first), min(next, :end) FROM taken WHERE network = :network AND first < :end "
             "AND first >= coalesce("
             "(SELECT max(first) FROM taken WHERE network = :network AND first <= :first), :first) "
@@ -296,32 +294,32 @@ class AddressStatements(Statements):
         )
         return [Run(first=blob_number(row[0]), next=blob_number(row[1])) for row in rows]
 
-    async def runs_in_parts(self, network: str) -> list[int]:
+    def runs_in_parts(self, network: str) -> list[int]:
         """The numbers at which one run ends and another begins, which should be one."""
-        rows = await self._rows(
+        rows = self._rows(
             "SELECT one.next FROM taken AS one JOIN taken AS other ON other.network = one.network "
             "AND other.first = one.next WHERE one.network = ? ORDER BY one.next",
             (network,),
         )
         return [blob_number(row[0]) for row in rows]
 
-    async def count_taken(self, network: str, within: Run) -> int:
+    def count_taken(self, network: str, within: Run) -> int:
         """How many of these addresses are taken, by the runs."""
-        return sum(each.next - each.first for each in await self.runs_within(network, within))
+        return sum(each.next - each.first for each in self.runs_within(network, within))
 
-    async def networks_of_anything(self) -> list[str]:
+    def networks_of_anything(self) -> list[str]:
         """Every network that any table names."""
-        rows = await self._rows(
+        rows = self._rows(
             "SELECT name FROM networks UNION SELECT network FROM pools UNION SELECT network FROM addresses "
             "UNION SELECT network FROM taken ORDER BY 1"
         )
         return [str(row[0]) for row in rows]
 
-    async def rebuild_runs(self) -> None:
+    def rebuild_runs(self) -> None:
         """Make the indexes, and the runs, anew from the addresses."""
-        await self._connection.execute("REINDEX")
-        await self._connection.execute("DELETE FROM taken")
-        await self._connection.execute(
+        self._connection.execute("REINDEX")
+        self._connection.execute("DELETE FROM taken")
+        self._connection.execute(
             "WITH steps AS (SELECT network, address, next, lag(next) OVER by_address IS NOT address AS begins "
             "FROM addresses WINDOW by_address AS (PARTITION BY network ORDER BY address)), "
             "groups AS (SELECT network, address, next, sum(begins) OVER (PARTITION BY network ORDER BY address) AS run "

@@ -5,9 +5,9 @@ IPv4 addresses are mapped ones (RFC 4291, 2.5.5.2), so one table serves both fam
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 
-from ipam.api import Address
+from ipam.api import Address, Interface
 
 _MAPPED_PREFIX = b"\0" * 10 + b"\xff" * 2
 _MAPPED = 0xFFFF << 32
@@ -32,6 +32,12 @@ def to_blob(address: Address) -> bytes:
 def from_blob(blob: bytes) -> Address:
     """The address that the database stores as this blob."""
     return IPv4Address(blob[12:]) if blob.startswith(_MAPPED_PREFIX) else IPv6Address(blob)
+
+
+def with_prefix(address: Address, length: int) -> Interface:
+    """The address with that prefix length; `ip_interface` would write it out and parse it, twice."""
+    kind = IPv6Interface if isinstance(address, IPv6Address) else IPv4Interface
+    return kind((int(address), length))
 
 
 def number_blob(number: int) -> bytes:

@@ -27,7 +27,7 @@ from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hin
 
 T = TypeVar("T")
 Json = Any
-_Decoder = Callable[[Json, str], object]  # of a value and where it stands
+_Decoder = Callable[[Json], object]  # may raise `_Misfit`
 
 _EITHER_FAMILY: dict[frozenset[type], Callable[[str], object]] = {
     frozenset({IPv4Address, IPv6Address}): ip_address,
@@ -38,6 +38,19 @@ _ONE_FAMILY = {each for both in _EITHER_FAMILY for each in both}
 _TEXTS_KEPT = 1024  # of each type: the subnets and gateways of a configuration come with every request
 
 
+class _Misfit(ValueError):
+    """What does not fit in a value, and where in it: that is put together on the way out, for most values fit."""
+
+    def __init__(self, what: str, where: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.where = where
+
+    def within(self, part: str) -> _Misfit:
+        """The same of a value that has this one as that part."""
+        return _Misfit(self.what, part + self.where)
+
+
 def encode(value: object) -> Json:
     """A JSON value for a dataclass, or for what dataclasses here are made of."""
     return _encoder(cast(Hashable, type(value)))(value)
@@ -45,7 +58,10 @@ def encode(value: object) -> Json:
 
 def decode(kind: type[T], value: Json) -> T:
     """The value of that type; `ValueError` names what does not fit."""
-    return cast(T, _decoder(cast(Hashable, kind))(value, kind.__name__))
+    try:
+        return cast(T, _decoder(cast(Hashable, kind))(value))
+    except _Misfit as error:
+        raise ValueError(f"{kind.__name__}{error.where}{error.what}") from None
 
 
 @cache
@@ -87,14 +103,20 @@ def _one_of(options: tuple[Any, ...]) -> _Decoder:
     decoder = _text(_EITHER_FAMILY[rest]) if rest in _EITHER_FAMILY else _decoder(next(iter(rest)))
     if len(rest) == len(options):
         return decoder
-    return lambda value, at: None if value is None else decoder(value, at)
+    return lambda value: None if value is None else decoder(value)
 
 
 def _many(collection: Callable[[Any], object], decoder: _Decoder) -> _Decoder:
-    def decode_many(value: Json, at: str) -> object:
+    def decode_many(value: Json) -> object:
         if not isinstance(value, list):
-            raise ValueError(f"{at} is not a list")
-        return collection(decoder(each, f"{at}[{i}]") for i, each in enumerate(value))
+            raise _Misfit(" is not a list")
+        found: list[object] = []
+        try:
+            for each in value:
+                found.append(decoder(each))
+        except _Misfit as error:
+            raise error.within(f"[{len(found)}]") from None
+        return collection(found)
 
     return decode_many
 
@@ -102,15 +124,21 @@ def _many(collection: Callable[[Any], object], decoder: _Decoder) -> _Decoder:
 def _object(kind: type) -> _Decoder:
     decoders = {name: _decoder(hint) for name, hint in get_type_hints(kind).items()}
 
-    def decode_object(value: Json, at: str) -> object:
+    def decode_object(value: Json) -> object:
         if not isinstance(value, dict):
-            raise ValueError(f"{at} is not an object")
-        if unknown := value.keys() - decoders.keys():
-            raise ValueError(f"{at} has unknown keys {sorted(map(str, unknown))}")
+            raise _Misfit(" is not an object")
+        if not value.keys() <= decoders.keys():
+            raise _Misfit(f" has unknown keys {sorted(map(str, value.keys() - decoders.keys()))}")
+        found: dict[str, object] = {}
+        for name, each in value.items():
+            try:
+                found[name] = decoders[name](each)
+            except _Misfit as error:
+                raise error.within(f".{name}") from None
         try:
-            return kind(**{name: decoders[name](each, f"{at}.{name}") for name, each in value.items()})
+            return kind(**found)
         except TypeError as error:
-            raise ValueError(f"{at}: {error}") from None
+            raise _Misfit(f": {error}") from None
 
     return decode_object
 
@@ -118,21 +146,21 @@ def _object(kind: type) -> _Decoder:
 def _text(parse: Callable[[str], object]) -> _Decoder:
     parse = lru_cache(_TEXTS_KEPT)(parse)
 
-    def decode_text(value: Json, at: str) -> object:
+    def decode_text(value: Json) -> object:
         if not isinstance(value, str):
-            raise ValueError(f"{at} is not a string")
+            raise _Misfit(" is not a string")
         try:
             return parse(value)
         except ValueError:
-            raise ValueError(f"{at} has a value that does not fit: {value[:80]!r}") from None
+            raise _Misfit(f" has a value that does not fit: {value[:80]!r}") from None
 
     return decode_text
 
 
 def _exactly(kind: type) -> _Decoder:
-    def decode_exactly(value: Json, at: str) -> object:
+    def decode_exactly(value: Json) -> object:
         if type(value) is not kind:
-            raise ValueError(f"{at} is not of type {kind.__name__}")
+            raise _Misfit(f" is not of type {kind.__name__}")
         return value
 
     return decode_exactly

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -97,51 +97,52 @@ async def dump(store: Store) -> Document:
 
 
 async def load(store: Store, document: Document, advance: Callable[[int], None]) -> None:
-    """Fill an empty database with the document, in one transaction; `advance` hears of addresses and events done."""
+    """Fill an empty database with the document, in one transaction.
 
-    async def job(txn: Transaction) -> None:
-        if await txn.entries(limit=1) or await txn.pools() or await txn.networks() or await txn.facts():
+    `advance` hears, in the database's thread, of addresses and events done.
+    """
+
+    def job(txn: Transaction) -> None:
+        if txn.entries(limit=1) or txn.pools() or txn.networks() or txn.facts():
             raise StoreUnavailable("the lease database is not empty; move ipam.db away first")
         for network in document.networks:
-            await txn.track(network.name, network.configuration, network.since)
+            txn.track(network.name, network.configuration, network.since)
         for pool in document.pools:
-            await txn.put_pool(pool)
+            txn.put_pool(pool)
         for start in range(0, len(document.addresses), PAGE):
             some = document.addresses[start : start + PAGE]
-            await txn.put(some)
+            txn.put(some)
             advance(len(some))
         for cursor in document.cursors:  # after the addresses, which move them
-            await txn.set_cursor(cursor.network, cursor.first, cursor.address)
+            txn.set_cursor(cursor.network, cursor.first, cursor.address)
         for fact in document.facts:
-            await txn.put_fact(fact.name, fact.value)
-        await txn.replace_history(document.events)
+            txn.put_fact(fact.name, fact.value)
+        txn.replace_history(document.events)
         advance(len(document.events))
 
     await store.write(job)
 
 
-async def _dump(txn: Transaction) -> Document:
+def _dump(txn: Transaction) -> Document:
     return Document(
-        networks=tuple(TrackedNetwork(name=n, configuration=c, since=s) for n, c, s in await txn.networks()),
-        pools=tuple(await txn.pools()),
-        cursors=tuple(SetCursor(network=n, first=f, address=a) for n, f, a in await txn.cursors()),
-        facts=tuple(Fact(name=name, value=value) for name, value in await txn.facts()),
-        addresses=tuple([each async for each in _entries(txn)]),
-        events=tuple(reversed([each async for each in _events(txn)])),
+        networks=tuple(TrackedNetwork(name=n, configuration=c, since=s) for n, c, s in txn.networks()),
+        pools=tuple(txn.pools()),
+        cursors=tuple(SetCursor(network=n, first=f, address=a) for n, f, a in txn.cursors()),
+        facts=tuple(Fact(name=name, value=value) for name, value in txn.facts()),
+        addresses=tuple(_entries(txn)),
+        events=tuple(reversed(list(_events(txn)))),
     )
 
 
-async def _entries(txn: Transaction) -> AsyncIterator[Entry]:
+def _entries(txn: Transaction) -> Iterator[Entry]:
     after: Place | None = None
-    while page := await txn.entries(None, after):
-        for each in page:
-            yield each
+    while page := txn.entries(None, after):
+        yield from page
         after = Place(network=page[-1].network, address=page[-1].address)
 
 
-async def _events(txn: Transaction) -> AsyncIterator[Event]:
+def _events(txn: Transaction) -> Iterator[Event]:
     before: int | None = None
-    while page := await txn.history("", None, "", before, PAGE):
-        for each in page:
-            yield each
+    while page := txn.history("", None, "", before, PAGE):
+        yield from page
         before = page[-1].number

@@ -6,13 +6,12 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from ipaddress import ip_interface
 
 from ipam import suspicion
 from ipam.address_statements import Cursor, Opening
 from ipam.allocator import next_free, usable, withheld
 from ipam.api import Address, Lease, RangeSet, Reservation, ReservedFor, Wanted
-from ipam.blobs import to_number
+from ipam.blobs import to_number, with_prefix
 from ipam.clock import Moment
 from ipam.errors import AddressNotOffered, AddressTaken, PoolExhausted
 from ipam.host import Host
@@ -38,7 +37,7 @@ class Giver:
     cooldown: float
     notes: list[Note]
 
-    async def give(self, sets: tuple[RangeSet, ...]) -> tuple[Lease, ...]:
+    def give(self, sets: tuple[RangeSet, ...]) -> tuple[Lease, ...]:
         """Lease an address of each set. Nothing is changed before all of them are found."""
         requested = _assign(self.wanted.requested, sets)
         kept: list[Entry] = []
@@ -53,16 +52,16 @@ class Giver:
                 address = self._reserved_for_it(offer)
             drawn = address is None
             if address is None:
-                address = await self._search(offer)
+                address = self._search(offer)
             elif known is None:
-                known = await self._claimable(await self.txn.entry(self._network, address))
+                known = self._claimable(self.txn.entry(self._network, address))
             given.append(self._entry(offer, address, known, drawn=drawn))
         for entry in self.opening.held:
             if entry not in kept and entry.lease is not None:
-                await self.txn.release_address(entry.lease.owner, entry.address, self.now)
+                self.txn.release_address(entry.lease.owner, entry.address, self.now)
         changed = [each for each in given if each not in self.opening.held]
         if changed:
-            await self.txn.put(changed)
+            self.txn.put(changed)
         return tuple(each.lease for each in given if each.lease is not None)
 
     @property
@@ -84,7 +83,7 @@ class Giver:
             address=address,
             lease=Lease(
                 owner=self.wanted.owner,
-                address=ip_interface((address, each.subnet.prefixlen)),
+                address=with_prefix(address, each.subnet.prefixlen),
                 gateway=each.gateway,
                 since=former.since if former is not None and mine else datetime.now(UTC).replace(microsecond=0),
                 boot_id=self.now.boot_id,
@@ -96,7 +95,7 @@ class Giver:
             drawn_from=known.drawn_from if known is not None and mine else first if drawn else None,
         )
 
-    async def _claimable(self, known: Entry | None) -> Entry | None:
+    def _claimable(self, known: Entry | None) -> Entry | None:
         """What is known of an address that is asked for by name; `AddressTaken` unless the owner may have it."""
         if known is None:
             return None
@@ -122,21 +121,19 @@ class Giver:
         free = (each for each in offered if each.lease is None or suspicion.is_gone(each, self.now, self.host))
         return next((each.address for each in (*free, *offered)), None)
 
-    async def _search(self, offer: RangeSet) -> Address:
+    def _search(self, offer: RangeSet) -> Address:
         """The next address of the set that is free, or else that of the longest rest, or of a lease that has gone."""
         cursor = self.opening.cursors.get(offer.ranges[0].first)
-        found = await self._next_free(offer, cursor)
-        while found is None and await self.txn.end_rests(self._network, self.now, self.cooldown, _RESTS_ENDED_AT_ONCE):
+        found = self._next_free(offer, cursor)
+        while found is None and self.txn.end_rests(self._network, self.now, self.cooldown, _RESTS_ENDED_AT_ONCE):
             for known in self.opening.cursors.values():
                 known.run = None  # it may have become shorter
-            found = await self._next_free(offer, cursor)
+            found = self._next_free(offer, cursor)
         if found is not None:
             return found
         runs = [run for each in offer.ranges for run in usable(each)]
         resting = [
-            each
-            for run in runs
-            if (each := await self.txn.longest_at_rest(self._network, run, self.now.boot_id)) is not None
+            each for run in runs if (each := self.txn.longest_at_rest(self._network, run, self.now.boot_id)) is not None
         ]
         if resting:
             longest = max(resting, key=lambda each: self.now.since(each.released) if each.released is not None else 0)
@@ -144,7 +141,7 @@ class Giver:
             self.notes.append(Note(level=logging.WARNING, text=text))
             return longest.address
         for run in runs:
-            async for entry in self.txn.of_earlier_boots(self._network, run, self.now.boot_id):
+            for entry in self.txn.of_earlier_boots(self._network, run, self.now.boot_id):
                 if suspicion.is_gone(entry, self.now, self.host):
                     assert entry.lease is not None
                     text = f"{entry.address} of {entry.lease.owner} is of an earlier boot and given anew"
@@ -155,7 +152,7 @@ class Giver:
             "widen the ranges or remove what no longer lives"
         )
 
-    async def _next_free(self, offer: RangeSet, cursor: Cursor | None) -> Address | None:
+    def _next_free(self, offer: RangeSet, cursor: Cursor | None) -> Address | None:
         """The first address behind the cursor that is not taken; the run around the cursor is known already."""
         known = cursor.run if cursor is not None else None
         search = next_free(offer, cursor.address if cursor is not None else None)
@@ -167,7 +164,7 @@ class Giver:
                 elif known is not None and number == known.next:
                     number = search.send(None)  # runs are merged: what follows one is free
                 else:
-                    number = search.send(await self.txn.run_at(self._network, number))
+                    number = search.send(self.txn.run_at(self._network, number))
         except StopIteration as end:
             found: Address | None = end.value
             return found

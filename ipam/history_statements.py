@@ -15,7 +15,7 @@ from ipam.statements import Statements
 class HistoryStatements(Statements):
     """Reads and shortens what happened to addresses."""
 
-    async def history(
+    def history(
         self, network: str, address: Address | None, container: str, before: int | None, limit: int
     ) -> list[Event]:
         """The newest events that match, newest first."""
@@ -27,22 +27,22 @@ class HistoryStatements(Statements):
         }
         conditions = {condition: value for condition, value in asked.items() if value not in (None, "")}
         where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
-        rows = await self._rows(
+        rows = self._rows(
             f"SELECT {EVENT} FROM events {where} ORDER BY number DESC LIMIT ?",
             (*conditions.values(), limit),
         )
         return [parse_event(row) for row in rows]
 
-    async def replace_history(self, events: Iterable[Event]) -> None:
+    def replace_history(self, events: Iterable[Event]) -> None:
         """Have this be the whole history."""
-        await self._connection.execute("DELETE FROM events")
-        await self._connection.executemany(
+        self._connection.execute("DELETE FROM events")
+        self._connection.executemany(
             f"INSERT INTO events ({EVENT}) VALUES ({', '.join('?' * 11)})", [render_event(each) for each in events]
         )
 
-    async def shorten_history(self, rows: int, before: datetime, most: int) -> None:
+    def shorten_history(self, rows: int, before: datetime, most: int) -> None:
         """Drop the oldest events beyond that many rows or from before that time, some at a time."""
-        await self._connection.execute(
+        self._connection.execute(
             "DELETE FROM events WHERE number IN (SELECT number FROM (SELECT number, at FROM events ORDER BY number "
             "LIMIT ?) WHERE at < ? OR number <= (SELECT max(number) FROM events) - ?)",
             (most, before.isoformat(timespec="seconds"), rows),

@@ -68,9 +68,9 @@ class LocalIpam:
     async def release(self, owner: Owner) -> None:
         """See `Ipam.release`."""
 
-        async def job(txn: Transaction) -> None:
-            await txn.release(owner, self._clock())
-            await self._keep_house(txn, owner.network)
+        def job(txn: Transaction) -> None:
+            txn.release(owner, self._clock())
+            self._keep_house(txn, owner.network)
 
         await self._store.free(job)
 
@@ -99,10 +99,10 @@ class LocalIpam:
         """See `Ipam.status`. It rehearses an allocation and writes nothing new, but so that a store that cannot be
         written is found too."""
 
-        async def job(txn: Transaction) -> None:
-            await txn.touch()
-            async with txn.rehearsal():
-                await self._allocate(wanted, around, [], txn)
+        def job(txn: Transaction) -> None:
+            txn.touch()
+            with txn.rehearsal():
+                self._allocate(wanted, around, [], txn)
 
         around = await asyncio.to_thread(self._host.surroundings) if await self._is_news(wanted) else None
         await self._store.write(job)
@@ -117,50 +117,55 @@ class LocalIpam:
             after = Place(network=page[-1].network, address=page[-1].address)
             verdict = suspicion.judge(page, self._clock(), self._host, self.settings.addresses.suspect_grace)
             if verdict.ended and os.geteuid() == 0:
-                await self._store.free(partial(self._end, verdict.ended))
+                for lease in await self._store.free(partial(self._end, verdict.ended)):
+                    log.warning(
+                        "%s of %s is released: it is of an earlier boot and its namespace is gone",
+                        lease.address.ip,
+                        lease.owner,
+                    )
             if verdict.suspect or verdict.cleared:
                 await self._store.free(partial(self._mark, verdict))
 
-    async def _end(self, entries: Sequence[Entry], txn: Transaction) -> None:
-        for entry in entries:
-            if entry.lease is None or await txn.entry(entry.network, entry.address) != entry:
-                continue  # it has changed since it was looked at
-            if await txn.release_address(entry.lease.owner, entry.address, self._clock()):
-                log.warning(
-                    "%s of %s is released: it is of an earlier boot and its namespace is gone",
-                    entry.address,
-                    entry.lease.owner,
-                )
+    def _end(self, entries: Sequence[Entry], txn: Transaction) -> list[Lease]:
+        """End these leases, but for those that have changed since they were looked at; those that were ended."""
+        return [
+            lease
+            for each in entries
+            if (lease := each.lease) is not None
+            and txn.entry(each.network, each.address) == each
+            and txn.release_address(lease.owner, each.address, self._clock())
+        ]
 
-    async def _mark(self, verdict: suspicion.Verdict, txn: Transaction) -> None:
-        await txn.mark_suspect(verdict.suspect, self._clock())
-        await txn.mark_suspect(verdict.cleared, None)
+    def _mark(self, verdict: suspicion.Verdict, txn: Transaction) -> None:
+        txn.mark_suspect(verdict.suspect, self._clock())
+        txn.mark_suspect(verdict.cleared, None)
 
     async def _is_news(self, wanted: Wanted) -> bool:
-        async def job(txn: Transaction) -> bool:
-            return await self._tracked(txn, wanted, await txn.configuration(wanted.owner.network)) is None
+        def job(txn: Transaction) -> bool:
+            return self._tracked(txn, wanted, txn.configuration(wanted.owner.network)) is None
 
         return await self._store.read(job)
 
-    async def _release_all(self, owners: Sequence[Owner], txn: Transaction) -> None:
-        await txn.release_all(owners, self._clock())
+    def _release_all(self, owners: Sequence[Owner], txn: Transaction) -> None:
+        txn.release_all(owners, self._clock())
 
-    async def _allocate_and_keep_house(
+    def _allocate_and_keep_house(
         self, wanted: Wanted, around: Surroundings | None, notes: list[Note], txn: Transaction
     ) -> tuple[Lease, ...] | None:
-        leases = await self._allocate(wanted, around, notes, txn)
+        notes.clear()  # those of a transaction that was undone and is tried again
+        leases = self._allocate(wanted, around, notes, txn)
         if leases is not None:
-            await self._keep_house(txn, wanted.owner.network)
+            self._keep_house(txn, wanted.owner.network)
         return leases
 
-    async def _allocate(
+    def _allocate(
         self, wanted: Wanted, around: Surroundings | None, notes: list[Note], txn: Transaction
     ) -> tuple[Lease, ...] | None:
         """The owner's leases; None if the network is not tracked as it is now and the surroundings must be known.
 
         `notes` gets what is to be logged once it is durable.
         """
-        opening = await txn.opening(wanted)
+        opening = txn.opening(wanted)
         giver = Giver(
             txn=txn,
             wanted=wanted,
@@ -170,9 +175,9 @@ class LocalIpam:
             cooldown=self.settings.addresses.cooldown,
             notes=notes,
         )
-        sets = await self._tracked(txn, wanted, opening.configuration)
+        sets = self._tracked(txn, wanted, opening.configuration)
         if sets is not None:
-            return await giver.give(sets)
+            return giver.give(sets)
         if around is None:
             return None
         tracker = Tracker(
@@ -182,13 +187,11 @@ class LocalIpam:
             boot_id=self._clock().boot_id,
             notes=notes,
         )
-        async with txn.savepoint():
-            sets = await tracker.track(wanted, opening.configuration)
-            return await giver.give(sets)
+        with txn.savepoint():
+            sets = tracker.track(wanted, opening.configuration)
+            return giver.give(sets)
 
-    async def _tracked(
-        self, txn: Transaction, wanted: Wanted, configuration: str | None
-    ) -> tuple[RangeSet, ...] | None:
+    def _tracked(self, txn: Transaction, wanted: Wanted, configuration: str | None) -> tuple[RangeSet, ...] | None:
         """The range sets, if the network's pools are tracked as it is configured now."""
         if not wanted.range_sets:
             return ()
@@ -196,14 +199,14 @@ class LocalIpam:
             return None
         if not any(each.runtime or each.any_subnet is not None for each in wanted.range_sets):
             return wanted.range_sets
-        return resolve(wanted.range_sets, await txn.pools(wanted.owner.network))
+        return resolve(wanted.range_sets, txn.pools(wanted.owner.network))
 
-    async def _keep_house(self, txn: Transaction, network: str) -> None:
+    def _keep_house(self, txn: Transaction, network: str) -> None:
         """End rests that are over and shorten the history, now and then: neither may grow for ever."""
         if time.monotonic() - self._kept_house < _HOUSEKEEPING_INTERVAL:
             return
         self._kept_house = time.monotonic()
         rules = self.settings.addresses
-        await txn.end_rests(network, self._clock(), rules.cooldown, _HOUSEKEEPING_ROWS)
+        txn.end_rests(network, self._clock(), rules.cooldown, _HOUSEKEEPING_ROWS)
         oldest = datetime.now(UTC) - timedelta(days=rules.history_days)
-        await txn.shorten_history(rules.history_rows, oldest, _HOUSEKEEPING_ROWS)
+        txn.shorten_history(rules.history_rows, oldest, _HOUSEKEEPING_ROWS)

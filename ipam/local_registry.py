@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
-from ipaddress import ip_interface
 
 from ipam.allocator import Run, merged, usable, withheld
 from ipam.api import Address, Lease, Owner, RangeSet, Reservation, ReservedFor, Wanted
-from ipam.blobs import to_number
+from ipam.blobs import to_number, with_prefix
 from ipam.clock import Moment
 from ipam.clock import now as this_moment
 from ipam.errors import AddressNotOffered, AddressTaken, NotFound, PoolConflict, RequestRefused
@@ -63,8 +62,8 @@ class LocalRegistry:
         if not reservation.value and reservation.kind != ReservedFor.NOBODY:
             raise RequestRefused(f"a reservation for a {reservation.kind} names it")
 
-        async def job(txn: Transaction) -> None:
-            pools = await txn.pools(network)
+        def job(txn: Transaction) -> None:
+            pools = txn.pools(network)
             within = [each for each in pools if address.version == each.subnet.version and address in each.subnet]
             if not within:
                 known = ", ".join(str(each.subnet) for each in pools) or "none"
@@ -72,35 +71,35 @@ class LocalRegistry:
             number = to_number(address)
             if any(run.first <= number < run.next for pool in within for each in pool.ranges for run in withheld(each)):
                 raise AddressNotOffered(f'address {address} of network "{network}" is never handed out')
-            known_entry = await txn.entry(network, address)
+            known_entry = txn.entry(network, address)
             if known_entry is not None and known_entry.reservation not in (None, reservation):
                 raise AddressTaken(
                     f'address {address} of network "{network}" is reserved for {known_entry.reservation}'
                 )
             entry = known_entry or Entry(network=network, address=address)
-            await txn.put([replace(entry, reservation=reservation)])
+            txn.put([replace(entry, reservation=reservation)])
 
         await self._store.write(job)
 
     async def unreserve(self, network: str, address: Address) -> None:
         """See `Registry.unreserve`."""
 
-        async def job(txn: Transaction) -> None:
-            entry = await txn.entry(network, address)
+        def job(txn: Transaction) -> None:
+            entry = txn.entry(network, address)
             if entry is None or entry.reservation is None:
                 raise NotFound(f'address {address} of network "{network}" is not reserved')
             if entry.lease is None and entry.released is None:
-                await txn.drop(entry)
+                txn.drop(entry)
             else:
-                await txn.put([replace(entry, reservation=None)])
+                txn.put([replace(entry, reservation=None)])
 
         await self._store.free(job)
 
     async def take_back(self, owner: Owner, address: Address) -> None:
         """See `Registry.take_back`."""
 
-        async def job(txn: Transaction) -> None:
-            if not await txn.release_address(owner, address, self._clock()):
+        def job(txn: Transaction) -> None:
+            if not txn.release_address(owner, address, self._clock()):
                 raise NotFound(f"{owner} does not hold {address}")
 
         await self._store.free(job)
@@ -108,16 +107,16 @@ class LocalRegistry:
     async def forget(self, network: str) -> None:
         """See `Registry.forget`."""
 
-        async def job(txn: Transaction) -> None:
-            if await txn.configuration(network) is None and not await txn.pools(network):
+        def job(txn: Transaction) -> None:
+            if txn.configuration(network) is None and not txn.pools(network):
                 raise NotFound(f'network "{network}" has no pool')
             after, in_use = None, 0
-            while page := await txn.entries(network, after):
+            while page := txn.entries(network, after):
                 in_use += sum(each.lease is not None or each.reservation is not None for each in page)
                 after = Place(network=network, address=page[-1].address)
             if in_use:
                 raise PoolConflict(f'network "{network}" has {in_use} leases and reservations; end them first')
-            await txn.forget(network)
+            txn.forget(network)
 
         await self._store.free(job)
 
@@ -141,12 +140,12 @@ class LocalRegistry:
         """See `Registry.mend`."""
         await self._store.write(lambda txn: txn.rebuild_runs())
 
-    async def _pools(self, network: str | None, txn: Transaction) -> tuple[PoolUse, ...]:
-        return tuple([await self._use(txn, each) for each in await txn.pools(network)])
+    def _pools(self, network: str | None, txn: Transaction) -> tuple[PoolUse, ...]:
+        return tuple(self._use(txn, each) for each in txn.pools(network))
 
-    async def _use(self, txn: Transaction, pool: Pool) -> PoolUse:
+    def _use(self, txn: Transaction, pool: Pool) -> PoolUse:
         runs = _usable(pool)
-        counts = [await txn.count(pool.network, run, self._clock(), self.settings.addresses.cooldown) for run in runs]
+        counts = [txn.count(pool.network, run, self._clock(), self.settings.addresses.cooldown) for run in runs]
         leased, cooling, reserved = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0, 0)
         capacity = sum(run.next - run.first for run in runs)
         return PoolUse(
@@ -155,18 +154,18 @@ class LocalRegistry:
             leased=leased,
             cooling=cooling,
             reserved=reserved,
-            turns=tuple(await self._turns(txn, pool)),
+            turns=tuple(self._turns(txn, pool)),
         )
 
-    async def _turns(self, txn: Transaction, pool: Pool) -> list[Turn]:
+    def _turns(self, txn: Transaction, pool: Pool) -> list[Turn]:
         """Where the range sets stand that begin in the pool."""
-        cursors = {first: address for _, first, address in await txn.cursors(pool.network)}
-        configuration = await txn.configuration(pool.network)
-        positions = set_positions(configuration, await txn.pools(pool.network)) if configuration is not None else {}
+        cursors = {first: address for _, first, address in txn.cursors(pool.network)}
+        configuration = txn.configuration(pool.network)
+        positions = set_positions(configuration, txn.pools(pool.network)) if configuration is not None else {}
         firsts = [each.first for each in pool.ranges if each.first in cursors]
         return [Turn(position=positions.get(first), last=cursors[first]) for first in firsts]
 
-    async def _adopt(
+    def _adopt(
         self,
         wanted: Wanted,
         moved: tuple[Moved, ...],
@@ -175,9 +174,9 @@ class LocalRegistry:
         txn: Transaction,
     ) -> None:
         network, now = wanted.owner.network, self._clock()
-        async with txn.savepoint():
-            configuration = await txn.configuration(network)
-            sets = wanted.range_sets or tuple(RangeSet(ranges=each.ranges) for each in await txn.pools(network))
+        with txn.savepoint():
+            configuration = txn.configuration(network)
+            sets = wanted.range_sets or tuple(RangeSet(ranges=each.ranges) for each in txn.pools(network))
             if wanted.range_sets and configuration != configuration_text(wanted.range_sets, wanted.allow_overlap):
                 tracker = Tracker(
                     txn=txn,
@@ -186,31 +185,31 @@ class LocalRegistry:
                     boot_id=now.boot_id,
                     notes=[],
                 )
-                sets = await tracker.track(wanted, configuration)
+                sets = tracker.track(wanted, configuration)
             entries = []
             _require_one_owner_each(network, moved)
             for each in moved:
-                known = await txn.entry(network, each.address)
+                known = txn.entry(network, each.address)
                 if known is not None and known.lease is not None:
                     if each.owner not in (known.lease.owner, replace(known.lease.owner, ifname="")):
                         raise AddressTaken(f"{each.address} of {each.owner} is held by {known.lease.owner} here")
                     continue
                 entries.append(_moved_entry(each, sets, now, known))
-            await txn.put(entries)
+            txn.put(entries)
             for address in last:
                 for offer in sets:
                     if offer.range_of(address) is not None:
-                        await txn.set_cursor(network, offer.ranges[0].first, address)
+                        txn.set_cursor(network, offer.ranges[0].first, address)
 
-    async def _verify_pools(self, txn: Transaction) -> list[Finding]:
-        pools = await txn.pools()
-        return [*[each for pool in pools for each in await self._verify_pool(txn, pool)], *verify_apart(pools)]
+    def _verify_pools(self, txn: Transaction) -> list[Finding]:
+        pools = txn.pools()
+        return [*[each for pool in pools for each in self._verify_pool(txn, pool)], *verify_apart(pools)]
 
-    async def _verify_pool(self, txn: Transaction, pool: Pool) -> list[Finding]:
+    def _verify_pool(self, txn: Transaction, pool: Pool) -> list[Finding]:
         """Whether what is free by the runs is what is left by the states: leased, cooling, reserved, or rested."""
-        use = await self._use(txn, pool)
-        rested = sum([await txn.count_rests(pool.network, run) for run in _usable(pool)]) - use.cooling
-        taken = [await txn.count_taken(pool.network, run) for run in _usable(pool)]
+        use = self._use(txn, pool)
+        rested = sum(txn.count_rests(pool.network, run) for run in _usable(pool)) - use.cooling
+        taken = [txn.count_taken(pool.network, run) for run in _usable(pool)]
         untaken = use.capacity - sum(taken)
         if use.free == untaken + rested:
             return []
@@ -244,7 +243,7 @@ def _moved_entry(moved: Moved, sets: Iterable[RangeSet], now: Moment, known: Ent
         address=moved.address,
         lease=Lease(
             owner=moved.owner,
-            address=ip_interface((moved.address, prefix)),
+            address=with_prefix(moved.address, prefix),
             gateway=each.gateway if each is not None else None,
             since=datetime.now(UTC).replace(microsecond=0),
             boot_id=now.boot_id,

@@ -14,76 +14,74 @@ from ipam.statements import Statements
 class NetworkStatements(Statements):
     """Reads and changes what is known of networks."""
 
-    async def configuration(self, network: str) -> str | None:
+    def configuration(self, network: str) -> str | None:
         """The network's configuration as tracked."""
-        rows = await self._rows("SELECT configuration FROM networks WHERE name = ?", (network,))
+        rows = self._rows("SELECT configuration FROM networks WHERE name = ?", (network,))
         return next((str(row[0]) for row in rows), None)
 
-    async def track(self, network: str, configuration: str, since: datetime) -> None:
+    def track(self, network: str, configuration: str, since: datetime) -> None:
         """Keep the network's configuration."""
-        await self._connection.execute(
+        self._connection.execute(
             "INSERT INTO networks VALUES (?, ?, ?) "
             "ON CONFLICT (name) DO UPDATE SET configuration = excluded.configuration",
             (network, configuration, since.isoformat()),
         )
 
-    async def networks(self) -> list[tuple[str, str, datetime]]:
+    def networks(self) -> list[tuple[str, str, datetime]]:
         """The tracked networks: name, configuration, since when."""
-        rows = await self._rows("SELECT name, configuration, since FROM networks ORDER BY name")
+        rows = self._rows("SELECT name, configuration, since FROM networks ORDER BY name")
         return [(name, configuration, datetime.fromisoformat(since)) for name, configuration, since in rows]
 
-    async def pools(self, network: str | None = None) -> list[Pool]:
+    def pools(self, network: str | None = None) -> list[Pool]:
         """The pools of one network, or all, in order of network and subnet."""
         where, values = ("WHERE network = ?", (network,)) if network is not None else ("", ())
-        rows = await self._rows(
+        rows = self._rows(
             f"SELECT {POOL} FROM pools {where} ORDER BY network, first, last DESC",
             values,
         )
         return [parse_pool(row) for row in rows]
 
-    async def put_pool(self, pool: Pool) -> None:
+    def put_pool(self, pool: Pool) -> None:
         """Keep the pool; one of this subnet is replaced."""
-        await self._connection.execute(
+        self._connection.execute(
             f"INSERT INTO pools ({POOL}, first, last) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) "
             "ON CONFLICT (network, subnet) DO UPDATE SET "
             "ranges = excluded.ranges, origin = excluded.origin, reason = excluded.reason, shared = excluded.shared",
             render_pool(pool),
         )
 
-    async def drop_pool(self, pool: Pool) -> None:
+    def drop_pool(self, pool: Pool) -> None:
         """Forget the pool; what is known of its addresses stays."""
-        await self._connection.execute(
-            "DELETE FROM pools WHERE network = ? AND subnet = ?", (pool.network, str(pool.subnet))
-        )
+        self._connection.execute("DELETE FROM pools WHERE network = ? AND subnet = ?", (pool.network, str(pool.subnet)))
 
-    async def forget(self, network: str) -> None:
+    def forget(self, network: str) -> None:
         """Remove all that is known of the network but its history."""
         for table, column in (("networks", "name"), ("pools", "network"), ("cursors", "network")):
-            await self._connection.execute(f"DELETE FROM {table} WHERE {column} = ?", (network,))
-        await self._connection.execute("DELETE FROM addresses WHERE network = ?", (network,))
+            self._connection.execute(f"DELETE FROM {table} WHERE {column} = ?", (network,))
+        self._connection.execute("DELETE FROM addresses WHERE network = ?", (network,))
 
-    async def set_cursor(self, network: str, first: Address, address: Address) -> None:
+    def set_cursor(self, network: str, first: Address, address: Address) -> None:
         """Have the set that begins at `first` go on behind the address."""
-        await self._connection.execute(
+        self._connection.execute(
             "INSERT INTO cursors VALUES (?, ?, ?) ON CONFLICT (network, first) DO UPDATE SET cursor = excluded.cursor",
             (network, to_blob(first), to_blob(address)),
         )
 
-    async def cursors(self, network: str | None = None) -> list[tuple[str, Address, Address]]:
+    def cursors(self, network: str | None = None) -> list[tuple[str, Address, Address]]:
         """Where range sets stand: network, first address of the set, address that it gave last."""
         where, values = ("WHERE network = ?", (network,)) if network is not None else ("", ())
-        rows = await self._rows(f"SELECT network, first, cursor FROM cursors {where} ORDER BY network, first", values)
+        rows = self._rows(f"SELECT network, first, cursor FROM cursors {where} ORDER BY network, first", values)
         return [(each, from_blob(first), from_blob(cursor)) for each, first, cursor in rows]
 
-    async def fact(self, name: str) -> str | None:
+    def fact(self, name: str) -> str | None:
         """What was drawn once for this host under that name."""
-        rows = await self._rows("SELECT value FROM facts WHERE name = ?", (name,))
+        rows = self._rows("SELECT value FROM facts WHERE name = ?", (name,))
         return next((str(row[0]) for row in rows), None)
 
-    async def facts(self) -> list[tuple[str, str]]:
+    def facts(self) -> list[tuple[str, str]]:
         """What was drawn once for this host."""
-        return [(name, value) for name, value in await self._rows("SELECT name, value FROM facts ORDER BY name")]
+        return [(name, value) for name, value in self._rows("SELECT name, value FROM facts ORDER BY name")]
 
-    async def put_fact(self, name: str, value: str) -> None:
+    def put_fact(self, name: str, value: str) -> None:
         """Keep what was drawn once for this host."""
-        await self._connection.execute("INSERT INTO facts VALUES (?, ?)", (name, value))
+        self._connection.execute("INSERT INTO facts VALUES (?, ?)", (name, value))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from datetime import datetime
-from ipaddress import ip_address, ip_interface, ip_network
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 from ipam.api import Lease, NetnsRef, Owner, Range, Reservation, ReservedFor
-from ipam.blobs import from_blob, number_blob, to_blob, to_number
+from ipam.blobs import from_blob, number_blob, to_blob, to_number, with_prefix
 from ipam.clock import Moment
 from ipam.codec import decode, encode
 from ipam.registry import Entry, Event, Happened, Origin, Pool
@@ -36,7 +36,7 @@ def parse_entry(row: Any) -> Entry:
     if container_id is not None:
         lease = Lease(
             owner=Owner(network=network, container_id=container_id, ifname=ifname),
-            address=ip_interface((address, prefix)),
+            address=with_prefix(address, prefix),
             gateway=ip_address(gateway) if gateway is not None else None,
             since=datetime.fromisoformat(since),
             boot_id=boot_id,

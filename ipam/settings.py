@@ -25,6 +25,14 @@ class IpamdSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BridgedSettings:
+    """The settings of `cni-bridged`, which serves plugins and, if `serve_ipam`, what `ipamd` serves elsewhere."""
+
+    serve_ipam: bool = True
+    max_requests: int = 64  # at the same time; others wait for their turn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DefaultPool:
     """Where subnets for networks that name none are taken from: the blocks of `size` bits in `base`, in order."""
 
@@ -61,9 +69,11 @@ class Settings:
     run_dir: Path = Path("/run/cni-bridge")
     log_level: str = "warning"
     request_timeout: int = 30
+    trace: bool = False  # log where the time of each request went
     default_pools: tuple[DefaultPool, ...] = _DEFAULT_POOLS
     addresses: AddressSettings = field(default_factory=AddressSettings)
     ipamd: IpamdSettings = field(default_factory=IpamdSettings)
+    bridged: BridgedSettings = field(default_factory=BridgedSettings)
 
     @property
     def database(self) -> Path:
@@ -80,10 +90,20 @@ class Settings:
         """Where `ipamd` listens."""
         return self.run_dir / "ipamd.sock"
 
+    @property
+    def bridged_socket(self) -> Path:
+        """Where `cni-bridged` listens."""
+        return self.run_dir / "cni-bridged.sock"
+
+
+def settings_file(environ: Mapping[str, str]) -> Path:
+    """Where the settings are."""
+    return Path(environ.get("CNI_BRIDGE_CONFIG") or "/etc/cni-bridge/config.yaml")
+
 
 def load(environ: Mapping[str, str]) -> Settings:
     """The settings in force: defaults, then the file, then `CNI_BRIDGE_STATE_DIR` and `CNI_BRIDGE_RUN_DIR`."""
-    path = Path(environ.get("CNI_BRIDGE_CONFIG") or "/etc/cni-bridge/config.yaml")
+    path = settings_file(environ)
     try:
         settings = parse(_read_yaml(path), path) if path.exists() else Settings()
     except OSError as error:  # path.exists() fails where a directory may not be entered
@@ -101,6 +121,8 @@ def parse(document: Any, path: Path) -> Settings:
     values = _section(document, path, "", Settings)
     if "ipamd" in values:
         values["ipamd"] = IpamdSettings(**_section(values["ipamd"], path, "ipamd.", IpamdSettings))
+    if "bridged" in values:
+        values["bridged"] = BridgedSettings(**_section(values["bridged"], path, "bridged.", BridgedSettings))
     if "addresses" in values:
         values["addresses"] = AddressSettings(**_section(values["addresses"], path, "addresses.", AddressSettings))
     if "default_pools" in values:
@@ -119,6 +141,7 @@ def parse(document: Any, path: Path) -> Settings:
         {
             "request_timeout": settings.request_timeout,
             "ipamd.max_clients": ipamd.max_clients,
+            "bridged.max_requests": settings.bridged.max_requests,
             "addresses.history_days": addresses.history_days,
             "addresses.history_rows": addresses.history_rows,
         },
@@ -165,7 +188,11 @@ _TYPES: dict[str, tuple[type, str]] = {
     "run_dir": (str, "a path"),
     "log_level": (str, "a word"),
     "request_timeout": (int, "a whole number of seconds"),
+    "trace": (bool, "true or false"),
     "ipamd": (dict, "a section"),
+    "bridged": (dict, "a section"),
+    "serve_ipam": (bool, "true or false"),
+    "max_requests": (int, "a whole number"),
     "group": (str, "a group name"),
     "max_clients": (int, "a whole number"),
     "metrics_port": (int, "a TCP port, or 0 for none"),

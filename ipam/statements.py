@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import sqlite3
 from typing import Any
-
-import aiosqlite
 
 
 class Statements:
     """Statements within the transaction that is open on a connection."""
 
-    def __init__(self, connection: aiosqlite.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
 
-    async def _rows(self, statement: str, values: Any = ()) -> list[Any]:
-        return list(await self._connection.execute_fetchall(statement, values))
+    def _rows(self, statement: str, values: Any = ()) -> list[Any]:
+        return self._connection.execute(statement, values).fetchall()

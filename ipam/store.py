@@ -6,19 +6,18 @@ processes write, and processes of one node may link different versions.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sqlite3
 import stat
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-import aiosqlite
-
 from ipam import files, schema
 from ipam.blobs import blob_number, number_blob
+from ipam.database import Database
 from ipam.errors import IpamError, RequestRefused, StoreBusy, StoreDamaged, StoreFull, StoreUnavailable
 from ipam.reserve import Reserve
 from ipam.transaction import Transaction
@@ -31,14 +30,16 @@ _JOURNAL_LIMIT = 1 << 20  # bytes that the journal keeps on the disk
 
 
 class Store:
-    """One connection to the lease database; transactions of several processes on one file exclude each other."""
+    """One connection to the lease database; transactions of several processes on one file exclude each other.
 
-    def __init__(self, connection: aiosqlite.Connection, path: Path) -> None:
-        self._connection = connection
+    Jobs are called in the connection's thread, each with a transaction.
+    """
+
+    def __init__(self, database: Database, path: Path) -> None:
+        self._database = database
         self._path = path
         self._reserve = Reserve(path.with_name("ipam.reserve"))
-        self._one_at_a_time = asyncio.Lock()  # one connection has one transaction
-        self._writer = Writer(lambda: self._transaction("BEGIN IMMEDIATE"))
+        self._writer = Writer(partial(self._transact, "BEGIN IMMEDIATE"))
 
     @classmethod
     async def open(cls, path: Path, *, patience: float, check: bool = False) -> Store:
@@ -48,13 +49,13 @@ class Store:
         """
         with _reasons(path):
             _create_file(path)
-            connection = await aiosqlite.connect(path, timeout=patience, isolation_level=None)
-        store = cls(connection, path)
+            database = await Database.open(path, patience=patience)
+        store = cls(database, path)
         try:
             with _reasons(path):
-                await store._prepare()
+                await database.call(store._prepare)
                 if check or path.stat().st_size <= _SMALL:
-                    await store._require_sound()
+                    await database.call(store._require_sound)
         except BaseException:
             await store.close()
             raise
@@ -63,20 +64,19 @@ class Store:
     async def close(self) -> None:
         """Finish what is being written and close the connection."""
         await self._writer.close()
-        await self._connection.close()
+        await self._database.close()
 
     async def wait_for_others(self, patience: float) -> None:
         """Wait so many seconds for other writers from now on."""
-        async with self._one_at_a_time:
-            with _reasons(self._path):
-                await self._connection.execute(f"PRAGMA busy_timeout = {round(patience * 1000)}")
+        with _reasons(self._path):
+            await self._database.execute(f"PRAGMA busy_timeout = {round(patience * 1000)}")
 
-    async def write(self, job: Callable[[Transaction], Awaitable[T]]) -> T:
+    async def write(self, job: Callable[[Transaction], T]) -> T:
         """What the job returns, once its changes are durable (see `Writer`); it needs room on the disk."""
         self._reserve.ensure()
         return await self._writer.run(job)
 
-    async def free(self, job: Callable[[Transaction], Awaitable[T]]) -> T:
+    async def free(self, job: Callable[[Transaction], T]) -> T:
         """The same for a job that gives addresses back: on a full disk it gets the room held in reserve."""
         try:
             return await self._writer.run(job)
@@ -85,41 +85,30 @@ class Store:
                 raise
         return await self._writer.run(job)
 
-    async def read(self, job: Callable[[Transaction], Awaitable[T]]) -> T:
+    async def read(self, job: Callable[[Transaction], T]) -> T:
         """What the job returns, from one state of the database."""
-        async with self._transaction("BEGIN") as txn:
-            return await job(txn)
+        return await self._transact("BEGIN", job)
 
-    @asynccontextmanager
-    async def _transaction(self, begin: str) -> AsyncIterator[Transaction]:
-        """A transaction, durable when the block ends and undone when it raises."""
-        async with self._one_at_a_time:
-            with _reasons(self._path):
-                try:
-                    await self._connection.execute(begin)
-                    yield Transaction(self._connection)
-                    await self._connection.execute("COMMIT")
-                except BaseException:
-                    with suppress(sqlite3.OperationalError):  # none is open if BEGIN failed, or if COMMIT still ran
-                        await self._connection.execute("ROLLBACK")
-                    raise
+    async def _transact(self, begin: str, work: Callable[[Transaction], T]) -> T:
+        with _reasons(self._path):
+            return await self._database.transact(begin, work)
 
-    async def _prepare(self) -> None:
+    def _prepare(self, connection: sqlite3.Connection) -> None:
         # The journal stays as it is between transactions: that saves a change of the file system for each of them.
-        await self._connection.execute("PRAGMA journal_mode = PERSIST")
-        await self._connection.execute(f"PRAGMA journal_size_limit = {_JOURNAL_LIMIT}")
-        await self._connection.execute("PRAGMA synchronous = FULL")
-        if await self._version() == schema.VERSION:
+        connection.execute("PRAGMA journal_mode = PERSIST")
+        connection.execute(f"PRAGMA journal_size_limit = {_JOURNAL_LIMIT}")
+        connection.execute("PRAGMA synchronous = FULL")
+        if self._version(connection) == schema.VERSION:
             return
-        await self._connection.create_function("next_address", 1, _next_address, deterministic=True)
-        await self._connection.execute("BEGIN IMMEDIATE")
-        version = await self._version()  # again: another process may have created the schema meanwhile
+        connection.create_function("next_address", 1, _next_address, deterministic=True)
+        connection.execute("BEGIN IMMEDIATE")
+        version = self._version(connection)  # again: another process may have created the schema meanwhile
         if version != schema.VERSION:
             for statement in self._statements(version):
-                await self._connection.execute(statement)
-            await self._connection.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
-            await self._connection.execute(f"PRAGMA user_version = {schema.VERSION}")
-        await self._connection.execute("COMMIT")
+                connection.execute(statement)
+            connection.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
+            connection.execute(f"PRAGMA user_version = {schema.VERSION}")
+        connection.execute("COMMIT")
 
     def _statements(self, version: int) -> Iterator[str]:
         """What makes the database of that version one of this program's; 0 is an empty one."""
@@ -134,14 +123,14 @@ class Store:
         for step in range(version, schema.VERSION):
             yield from schema.STEPS[step]
 
-    async def _require_sound(self) -> None:
-        rows = list(await self._connection.execute_fetchall("PRAGMA quick_check(1)"))
+    def _require_sound(self, connection: sqlite3.Connection) -> None:
+        rows = connection.execute("PRAGMA quick_check(1)").fetchall()
         if rows != [("ok",)]:
             raise StoreDamaged(f"lease database {self._path} is damaged ({rows[0][0]}); it was left as it is")
 
-    async def _version(self) -> int:
+    def _version(self, connection: sqlite3.Connection) -> int:
         """The schema version; 0 for an empty database."""
-        rows = await self._connection.execute_fetchall(
+        rows = connection.execute(
             "SELECT user_version, application_id, (SELECT count(*) FROM sqlite_schema) "
             "FROM pragma_user_version, pragma_application_id"
         )

@@ -81,13 +81,13 @@ class Tracker:
     boot_id: str
     notes: list[Note]
 
-    async def track(self, wanted: Wanted, configuration: str | None) -> tuple[RangeSet, ...]:
+    def track(self, wanted: Wanted, configuration: str | None) -> tuple[RangeSet, ...]:
         """Keep the configuration and its pools; the range sets, with a subnet for those that left it open.
 
         `configuration`: the one that was tracked. `PoolConflict` names what collides.
         """
         network, text = wanted.owner.network, configuration_text(wanted.range_sets, wanted.allow_overlap)
-        pools = await self.txn.pools()
+        pools = self.txn.pools()
         own = [each for each in pools if each.network == network]
         others = [each for each in pools if each.network != network]
         gateways = _gateways(each for pool in own for each in pool.ranges)
@@ -97,28 +97,26 @@ class Tracker:
         planned = _planned(wanted, own)
         for _, wish in _wishes(wanted.range_sets):
             planned.append(
-                _kept(own, planned, wish) or await self._chosen(network, wish, [*others, *own, *planned], hindering)
+                _kept(own, planned, wish) or self._chosen(network, wish, [*others, *own, *planned], hindering)
             )
         known = {(each.subnet, each.shared) for each in own}
         for pool in planned:
             if (pool.subnet, pool.shared) not in known and pool.origin != Origin.DEFAULT:
                 self._require_apart(pool, others, hindering)
-        await self._require_no_live_gateway(wanted, own, planned)
+        self._require_no_live_gateway(wanted, own, planned)
         if configuration is not None and configuration != text:
-            await self._require_leases_fit(wanted, own, planned)
+            self._require_leases_fit(wanted, own, planned)
             for pool in _going(own, planned):
-                await self.txn.drop_pool(pool)
+                self.txn.drop_pool(pool)
         for pool in planned:
-            await self.txn.put_pool(pool)
-        await self.txn.track(network, text, _now())
+            self.txn.put_pool(pool)
+        self.txn.track(network, text, _now())
         sets = resolve(wanted.range_sets, planned)
         assert sets is not None, "each range and each wish has its pool now"
         return sets
 
-    async def _chosen(
-        self, network: str, wish: AnySubnet, pools: Sequence[Pool], hindering: Sequence[Obstacle]
-    ) -> Pool:
-        choice = choose(wish, await self._default_pools(), pools, hindering)
+    def _chosen(self, network: str, wish: AnySubnet, pools: Sequence[Pool], hindering: Sequence[Obstacle]) -> Pool:
+        choice = choose(wish, self._default_pools(), pools, hindering)
         text = f'network "{network}" gets subnet {choice.subnet}: {choice.reason}'
         self.notes.append(Note(level=logging.WARNING if choice.overlaps else logging.INFO, text=text))
         return Pool(
@@ -131,14 +129,14 @@ class Tracker:
             since=_now(),
         )
 
-    async def _default_pools(self) -> list[DefaultPool]:
+    def _default_pools(self) -> list[DefaultPool]:
         """The default pools; with a /48 of this host's own for IPv6 if the settings name none (RFC 4193)."""
         pools = list(self.default_pools)
         if not any(each.base.version == 6 for each in pools):
-            prefix = await self.txn.fact("ula")
+            prefix = self.txn.fact("ula")
             if prefix is None:
                 prefix = str(IPv6Network((b"\xfd" + token_bytes(5) + bytes(10), 48)))
-                await self.txn.put_fact("ula", prefix)
+                self.txn.put_fact("ula", prefix)
             pools.append(DefaultPool(base=IPv6Network(prefix), size=64))
         return pools
 
@@ -166,14 +164,14 @@ class Tracker:
                     f'{each.what}; choose another or set "allowOverlap"'
                 )
 
-    async def _require_leases_fit(self, wanted: Wanted, own: Sequence[Pool], planned: Sequence[Pool]) -> None:
+    def _require_leases_fit(self, wanted: Wanted, own: Sequence[Pool], planned: Sequence[Pool]) -> None:
         """Refuse a change that takes the subnet of live leases of others away."""
         network, subnets = wanted.owner.network, {each.subnet for each in planned}
         going = _going(own, planned)
         outside = [
             lease
             for pool in going
-            for lease in await self._live(wanted, pool.subnet)
+            for lease in self._live(wanted, pool.subnet)
             if not any(lease.address.ip in subnet for subnet in subnets if subnet.version == lease.address.version)
         ]
         if outside:
@@ -183,22 +181,22 @@ class Tracker:
                 f"{_named(outside)}; remove these containers first, or keep the subnet"
             )
 
-    async def _require_no_live_gateway(self, wanted: Wanted, own: Sequence[Pool], planned: Sequence[Pool]) -> None:
+    def _require_no_live_gateway(self, wanted: Wanted, own: Sequence[Pool], planned: Sequence[Pool]) -> None:
         """Refuse a new gateway that is an address of a container."""
         network = wanted.owner.network
         gateways = {each.gateway for pool in planned for each in pool.ranges if each.gateway is not None}
         for gateway in gateways - {each.gateway for pool in own for each in pool.ranges}:
-            holders = await self._live(wanted, ip_network(gateway))
+            holders = self._live(wanted, ip_network(gateway))
             if holders:
                 raise PoolConflict(
                     f'gateway {gateway} of network "{network}" is an address of {_named(holders)}; '
                     "remove this container first, or choose another gateway"
                 )
 
-    async def _live(self, wanted: Wanted, subnet: Network) -> list[Lease]:
+    def _live(self, wanted: Wanted, subnet: Network) -> list[Lease]:
         """Leases in the subnet, but for the asker's own and those of earlier boots."""
         run = Run(first=to_number(subnet.network_address), next=to_number(subnet.broadcast_address) + 1)
-        leases = await self.txn.leases_within(wanted.owner.network, run)
+        leases = self.txn.leases_within(wanted.owner.network, run)
         return [each for each in leases if each.owner != wanted.owner and each.boot_id == self.boot_id]
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from ipam.address_statements import AddressStatements
 from ipam.history_statements import HistoryStatements
@@ -14,33 +14,36 @@ from ipam.schema import VERSION
 class Transaction(AddressStatements, NetworkStatements, HistoryStatements):
     """Reads and changes within one transaction."""
 
-    @asynccontextmanager
-    async def savepoint(self) -> AsyncIterator[None]:
+    @contextmanager
+    def savepoint(self) -> Iterator[None]:
         """Undo what the block changed if it raises, and nothing else."""
-        await self._connection.execute("SAVEPOINT part")
+        self._connection.execute("SAVEPOINT part")
         try:
             yield
         except BaseException:
-            await self._connection.execute("ROLLBACK TO part")
+            self._undo("part")
             raise
-        finally:
-            await self._connection.execute("RELEASE part")
+        self._connection.execute("RELEASE part")
 
-    @asynccontextmanager
-    async def rehearsal(self) -> AsyncIterator[None]:
+    @contextmanager
+    def rehearsal(self) -> Iterator[None]:
         """Undo what the block changes, in any case."""
-        await self._connection.execute("SAVEPOINT rehearsal")
+        self._connection.execute("SAVEPOINT rehearsal")
         try:
             yield
         finally:
-            await self._connection.execute("ROLLBACK TO rehearsal")
-            await self._connection.execute("RELEASE rehearsal")
+            self._undo("rehearsal")
 
-    async def touch(self) -> None:
+    def _undo(self, savepoint: str) -> None:
+        if self._connection.in_transaction:  # else SQLite has undone all of it already, as when the disk is full
+            self._connection.execute(f"ROLLBACK TO {savepoint}")
+            self._connection.execute(f"RELEASE {savepoint}")
+
+    def touch(self) -> None:
         """Have the commit write to the disk, and change nothing."""
-        await self._connection.execute(f"PRAGMA user_version = {VERSION}")
+        self._connection.execute(f"PRAGMA user_version = {VERSION}")
 
-    async def integrity(self) -> list[str]:
+    def integrity(self) -> list[str]:
         """What SQLite finds wrong with the file; nothing if it is sound."""
-        rows = await self._rows("PRAGMA integrity_check(20)")
+        rows = self._rows("PRAGMA integrity_check(20)")
         return [str(row[0]) for row in rows if row[0] != "ok"]

@@ -13,25 +13,25 @@ from ipam.transaction import Transaction
 _END = 1 << 128  # behind the last address
 
 
-async def verify_page(network: str, start: int, txn: Transaction) -> tuple[list[Finding], int | None]:
+def verify_page(network: str, start: int, txn: Transaction) -> tuple[list[Finding], int | None]:
     """What is wrong with a page of the network's addresses, from that number on; and where the next page begins."""
     after = Place(network=network, address=from_number(start - 1)) if start else None
-    page = await txn.entries(network, after)
+    page = txn.entries(network, after)
     full = len(page) == PAGE
     end = to_number(page[-1].address) + 1 if full else _END
     numbers = [to_number(each.address) for each in page]
     expected = merged(Run(first=each, next=each + 1) for each in numbers)
-    actual = await txn.runs_within(network, Run(first=start, next=end))
+    actual = txn.runs_within(network, Run(first=start, next=end))
     found = []
-    for number in await txn.runs_in_parts(network) if not start else ():
+    for number in txn.runs_in_parts(network) if not start else ():
         what = f'network "{network}": the run of taken addresses around {from_number(number)} is in two parts'
         found.append(Finding(weight=Weight.ERROR, what=what, mendable=True))
     for run in sorted(set(expected) ^ set(actual)):
         what = f'network "{network}": {from_number(run.first)} to {from_number(run.next - 1)} is '
         what += "in use and not marked as taken" if run in expected else "marked as taken and not in use"
         found.append(Finding(weight=Weight.ERROR, what=what, mendable=True))
-    if await txn.configuration(network) is not None:
-        pools = await txn.pools(network)
+    if txn.configuration(network) is not None:
+        pools = txn.pools(network)
         for each in page:
             if each.lease is not None and not any(_holds(pool, each.address) for pool in pools):
                 what = f"{each.address} of {each.lease.owner} is in no pool of its network"

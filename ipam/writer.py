@@ -5,30 +5,32 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar
 
 from ipam.errors import IpamError
 
 T = TypeVar("T")
-Txn = TypeVar("Txn")
+Job = Callable[[Any], Any]
+Waiting = tuple[Job, asyncio.Future[Any]]
+Outcome = tuple[Any, Exception | None]
 
 MOST_AT_ONCE = 64  # jobs in one transaction: an answer waits for the commit, and so for the last of them
 
 
 class Writer:
-    """Runs jobs one after another in transactions that `begin` opens.
+    """Runs jobs one after another in transactions, each of them one call of `transact`.
 
     A job is answered once its transaction is committed. It raises `IpamError` only before it has changed anything,
     or undoes its changes itself; that failure is the job's own. Any other failure is that of the whole transaction.
     """
 
-    def __init__(self, begin: Callable[[], AbstractAsyncContextManager[Any]]) -> None:
-        self._begin = begin
-        self._waiting: deque[tuple[Callable[[Any], Awaitable[Any]], asyncio.Future[Any]]] = deque()
+    def __init__(self, transact: Callable[[Callable[[Any], list[Outcome]]], Awaitable[list[Outcome]]]) -> None:
+        """`transact` gives what a function returns that it calls within a transaction; all is undone if it raises."""
+        self._transact = transact
+        self._waiting: deque[Waiting] = deque()
         self._task: asyncio.Task[None] | None = None
 
-    async def run(self, job: Callable[[Any], Awaitable[T]]) -> T:
+    async def run(self, job: Callable[[Any], T]) -> T:
         """What the job returns, once it is durable. A caller that is cancelled leaves before or after its job."""
         answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._waiting.append((job, answer))
@@ -48,30 +50,33 @@ class Writer:
             if batch:
                 await self._commit(batch)
 
-    async def _commit(self, batch: list[tuple[Callable[[Any], Awaitable[Any]], asyncio.Future[Any]]]) -> None:
-        outcomes: list[tuple[asyncio.Future[Any], Any, IpamError | None]] = []
+    async def _commit(self, batch: list[Waiting]) -> None:
         begun = False
+
+        def work(txn: Any) -> list[Outcome]:
+            nonlocal begun
+            begun = True
+            return [_outcome(job, txn) for job, _ in batch]
+
         try:
-            async with self._begin() as txn:
-                begun = True
-                for job, answer in batch:
-                    try:
-                        outcomes.append((answer, await job(txn), None))
-                    except IpamError as error:
-                        outcomes.append((answer, None, error))
+            outcomes = await self._transact(work)
         except Exception as error:
             if begun and len(batch) > 1:  # what one of them met need not be everybody's fate
                 for each in batch:
                     await self._commit([each])
                 return
-            for _, answer in batch:
-                if not answer.done():
-                    answer.set_exception(error)
-            return
-        for answer, value, failure in outcomes:
+            outcomes = [(None, error)] * len(batch)
+        for (_, answer), (value, failure) in zip(batch, outcomes, strict=True):
             if answer.done():
                 continue
             if failure is not None:
                 answer.set_exception(failure)
             else:
                 answer.set_result(value)
+
+
+def _outcome(job: Job, txn: Any) -> Outcome:
+    try:
+        return job(txn), None
+    except IpamError as error:
+        return None, error

@@ -24,7 +24,7 @@ class Bandwidth(Plugin):
         shaping = parse_shaping(request.config)
         if not shaping:
             return None
-        port = await rt.on_host(rt.links.port_of, request.netns, request.owner.ifname)
+        port = await rt.on_host(rt.links.port_of, request.netns, request.owner.ifname, request.netns_fd)
         if port is None:
             raise InvalidConfig(
                 f"interface {request.owner.ifname} has no veth peer on this host, so it cannot be limited"

@@ -37,7 +37,7 @@ class Firewall(Plugin):
             raise InvalidConfig(f'{config.at("ingressPolicy")} "{ingress}" is none of {", ".join(_POLICIES)}')
         addresses = [each.address.ip for each in previous.ips]
         where = (request.netns, request.owner.ifname)
-        link = await rt.on_host(rt.links.link_of, *where, addresses[0]) if addresses else None
+        link = await rt.on_host(rt.links.link_of, *where, addresses[0], request.netns_fd) if addresses else None
         if link is None:
             if ingress != "open":
                 raise InvalidConfig(
@@ -56,7 +56,7 @@ class Firewall(Plugin):
         )
         if ingress != "isolated":
             return Chained(owner=request.owner, policies=(policy,))
-        port = await rt.on_host(rt.links.port_of, request.netns, request.owner.ifname)
+        port = await rt.on_host(rt.links.port_of, request.netns, request.owner.ifname, request.netns_fd)
         name = port.name if port is not None and port.master else ""
         if policy.backend == Backend.NFTABLES:
             return Chained(owner=request.owner, policies=(replace(policy, apart=name),))
@@ -64,7 +64,7 @@ class Firewall(Plugin):
 
     async def apply(self, rt: Runtime, request: Request, state: Chained) -> None:
         """See `Plugin.apply`."""
-        async with rt.rules_locked(False):
+        async with rt.rules_lock.held(alone=False):
             await change_rules(rt, (), state.policies)
         if state.isolated_port:
             await rt.on_host(rt.links.isolate_port, state.isolated_port)

@@ -45,7 +45,7 @@ class Plugin(ABC):
         """The result of ADD; the one before, unless there is something to tell."""
         return previous
 
-    async def released(self, rt: Runtime, state: Chained) -> None:  # noqa: B027 - most have nothing to do then
+    async def released(self, rt: Runtime, request: Request, state: Chained) -> None:  # noqa: B027 - most have nothing to do then
         """After it was taken back and forgotten, outside of the owner's lock."""
 
 
@@ -81,13 +81,13 @@ async def _add(plugin: Plugin, rt: Runtime, request: Request) -> Result:
 
 
 async def _delete(plugin: Plugin, rt: Runtime, request: Request) -> None:
-    async with rt.locked(request.owner), rt.rules_locked(False):
+    async with rt.locked(request.owner), rt.rules_lock.held(alone=False):
         state = rt.chained[plugin.name].read(request.owner)
         if state is not None:
             await plugin.undo(rt, request, state)
             rt.chained[plugin.name].remove(request.owner)
     if state is not None:
-        await _after(plugin, rt, state)
+        await _after(plugin, rt, request, state)
 
 
 async def _check(plugin: Plugin, rt: Runtime, request: Request) -> None:
@@ -113,17 +113,17 @@ async def _collect(plugin: Plugin, rt: Runtime, request: Request) -> None:
 
 
 async def _collect_one(plugin: Plugin, rt: Runtime, request: Request, stale: Chained) -> None:
-    async with rt.locked(stale.owner), rt.rules_locked(False):
+    async with rt.locked(stale.owner), rt.rules_lock.held(alone=False):
         state = rt.chained[plugin.name].read(stale.owner)
         if state is not None:
             await plugin.undo(rt, request, state)
             rt.chained[plugin.name].remove(stale.owner)
-    await _after(plugin, rt, stale)
+    await _after(plugin, rt, request, stale)
 
 
-async def _after(plugin: Plugin, rt: Runtime, state: Chained) -> None:
+async def _after(plugin: Plugin, rt: Runtime, request: Request, state: Chained) -> None:
     await forget_link(rt, state.owner.network)
-    await plugin.released(rt, state)
+    await plugin.released(rt, request, state)
 
 
 async def _status(plugin: Plugin, rt: Runtime, request: Request) -> None:

@@ -19,7 +19,7 @@ _ADDRESSES = (ip_interface("127.0.0.1/8"), ip_interface("::1/128"))
 
 async def add(rt: Runtime, request: Request) -> Result:
     """Bring it up; a repeat changes nothing."""
-    with netns.opened(request.netns) as target:
+    with netns.opened(request.netns, request.netns_fd) as target:
         await rt.on_host(rt.links.set_up, target, _LOOPBACK, up=True)
     previous = parse_previous(request.config, request.version)
     if previous is not None:
@@ -33,13 +33,13 @@ async def add(rt: Runtime, request: Request) -> Result:
 
 async def delete(rt: Runtime, request: Request) -> None:
     """Take it down; with the namespace, it is gone."""
-    with suppress(InvalidNetns), netns.opened(request.netns) as target:
+    with suppress(InvalidNetns), netns.opened(request.netns, request.netns_fd) as target:
         await rt.on_host(rt.links.set_up, target, _LOOPBACK, up=False)
 
 
 async def check(rt: Runtime, request: Request) -> None:
     """Fail unless it is up."""
-    with netns.opened(request.netns) as target:
+    with netns.opened(request.netns, request.netns_fd) as target:
         if not await rt.on_host(rt.links.is_up, target, _LOOPBACK):
             raise CheckFailed(f"interface {_LOOPBACK} in {request.netns} is down", "")
 

@@ -16,7 +16,7 @@ from cni_bridge.cni.request import Request
 from cni_bridge.cni.result import Result
 from cni_bridge.policies import plan_publications
 from cni_bridge.policy import LinkPolicy, Policy
-from cni_bridge.publishing import claim, end_stale_connections, hand_over, let_loopback_out
+from cni_bridge.publishing import claim, end_stale_connections, hand_over, let_loopback_out, require_own_addresses
 from cni_bridge.rules import change_rules, missing_rules
 from cni_bridge.runtime import Runtime
 from ipam.api import Address
@@ -52,8 +52,10 @@ class Portmap(Plugin):
         backend = await rt.default_backend()
         if backend == Backend.IPTABLES and any(each.condition for each in wanted):
             raise InvalidConfig("conditionsV4 and conditionsV6 need nftables, which does not work here")
-        served, waiting = await claim(rt, request.owner, wanted, backend, refuse=False)
-        link = await rt.on_host(rt.links.link_of, request.netns, request.owner.ifname, addresses[0])
+        await require_own_addresses(rt, wanted)
+        served, waiting = await claim(rt, request.owner, wanted, backend, caller=request.caller, refuse=False)
+        where = (request.netns, request.owner.ifname, addresses[0], request.netns_fd)
+        link = await rt.on_host(rt.links.link_of, *where)
         policy = Policy(
             backend=backend,
             owner=request.owner,
@@ -64,7 +66,7 @@ class Portmap(Plugin):
 
     async def apply(self, rt: Runtime, request: Request, state: Chained) -> None:
         """See `Plugin.apply`."""
-        async with rt.rules_locked(False):
+        async with rt.rules_lock.held(alone=False):
             await change_rules(rt, (), state.policies)
         await rt.on_host(let_loopback_out, rt, state.policies)
         await end_stale_connections(rt, state.policies)
@@ -78,9 +80,9 @@ class Portmap(Plugin):
         """See `Plugin.missing`."""
         return await missing_rules(rt, state.policies)
 
-    async def released(self, rt: Runtime, state: Chained) -> None:
+    async def released(self, rt: Runtime, request: Request, state: Chained) -> None:
         """See `Plugin.released`."""
-        await hand_over(rt, state.owner.container_id)
+        await hand_over(rt, state.owner.container_id, request.caller)
 
 
 def _require_known_options(config: Fields) -> None:

@@ -26,7 +26,7 @@ class Tuning(Plugin):
         if not tuning:
             return None
         require_allowed_here(tuning)
-        with netns.opened(request.netns) as target:
+        with netns.opened(request.netns, request.netns_fd) as target:
             former = recorded.former if recorded is not None else None
             if former is None:
                 former = await rt.on_host(rt.links.read_former, target, request.owner.ifname)
@@ -34,7 +34,7 @@ class Tuning(Plugin):
 
     async def apply(self, rt: Runtime, request: Request, state: Chained) -> None:
         """See `Plugin.apply`."""
-        with netns.opened(request.netns) as target:
+        with netns.opened(request.netns, request.netns_fd) as target:
             await rt.on_host(rt.links.tune, target, state.owner.ifname, state.tuning)
         if state.tuning.mac:
             await self._follow(rt, state, state.tuning.mac)
@@ -42,7 +42,7 @@ class Tuning(Plugin):
     async def undo(self, rt: Runtime, request: Request, state: Chained) -> None:
         """See `Plugin.undo`; with the namespace, all is gone."""
         try:
-            with netns.opened(request.netns) as target:
+            with netns.opened(request.netns, request.netns_fd) as target:
                 if state.former is not None:
                     await rt.on_host(rt.links.untune, target, state.owner.ifname, state.former, state.tuning)
         except InvalidNetns:
@@ -75,7 +75,7 @@ class Tuning(Plugin):
 
     async def missing(self, rt: Runtime, request: Request, state: Chained) -> list[str]:
         """See `Plugin.missing`."""
-        with netns.opened(request.netns) as target:
+        with netns.opened(request.netns, request.netns_fd) as target:
             return await rt.on_host(rt.links.missing_tune, target, state.owner.ifname, state.tuning)
 
     async def result(self, rt: Runtime, previous: Result, state: Chained | None, recorded: Chained | None) -> Result:

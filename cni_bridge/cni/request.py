@@ -54,6 +54,9 @@ class Request:
     config: Fields
     stdin: bytes
     environ: Mapping[str, str]
+    netns_fd: int | None = None  # the namespace that `netns` names, where the caller opened it itself
+    caller: int | None = None  # the process that asks, where that is another than this one
+    caller_root: str = ""  # its root directory as this process sees it, where it sees other files
 
     @property
     def digest(self) -> str:
@@ -78,8 +81,15 @@ def parse_environment(environ: Mapping[str, str]) -> None:
         raise CniError(Code.INVALID_ENVIRONMENT, f"required env variables [{','.join(missing)}] missing")
 
 
-def parse_request(environ: Mapping[str, str], stdin: bytes) -> Request:
-    """The request in a valid environment and what came on standard input."""
+def parse_request(
+    environ: Mapping[str, str],
+    stdin: bytes,
+    *,
+    netns_fd: int | None = None,
+    caller: int | None = None,
+    caller_root: str = "",
+) -> Request:
+    """The request in a valid environment and what came on standard input; the rest as in `Request`."""
     if len(stdin) > STDIN_LIMIT:
         raise DecodingFailure(f"the network configuration on stdin is larger than {STDIN_LIMIT >> 20} MiB")
     config = parse_object(stdin, "the network configuration on stdin")
@@ -113,6 +123,9 @@ def parse_request(environ: Mapping[str, str], stdin: bytes) -> Request:
         config=config,
         stdin=stdin,
         environ=environ,
+        netns_fd=netns_fd,
+        caller=caller,
+        caller_root=caller_root,
     )
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import filecmp
 import os
+import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -24,24 +27,31 @@ from ipam.settings import Settings
     type=click.Choice([each.value for each in Plugin]),
     help="Only this plugin; may be repeated. By default all of them.",
 )
+@click.option("--copy", is_flag=True, help="Copies instead of links: for a host that shares this directory only.")
 @yes_option
-def install(directory: Path, names: tuple[str, ...], yes: bool) -> None:
+def install(directory: Path, names: tuple[str, ...], copy: bool, yes: bool) -> None:
     """Puts the plugins into a CNI directory, under our names and those of the reference plugins.
 
-    Each is a link to this program's own executable, and is put there by renaming, so that one in use can be replaced.
+    Each is a link to this program's own executable, or a copy that needs nothing else of this program but its daemon,
+    and is put there by renaming, so that one in use can be replaced.
     """
     executable = Path(sys.argv[0]).resolve().with_name("cni-bridge")
     if not executable.exists():
         raise click.ClickException(f"{executable} is not there")
+    if copy and not _is_native(executable):
+        raise click.ClickException(f"{executable} was built without a C compiler: a copy would need Python beside it")
     chosen = names or tuple(Plugin)
     replaced = [
-        str(path) for name in chosen if os.path.lexists(path := directory / name) and path.resolve() != executable
+        str(path)
+        for name in chosen
+        if os.path.lexists(path := directory / name) and not _is_same(path.resolve(), executable)
     ]
     if replaced:
         confirm([f"{each} is replaced" for each in replaced], "Replace them?", yes=yes)
+    put = shutil.copy if copy else os.symlink
     try:
         for name in chosen:
-            _link(directory / name, executable)
+            _replace(directory / name, lambda draft: put(executable, draft))
     except OSError as error:
         raise click.ClickException(f"{error.filename2 or error.filename}: {error.strerror}") from None
     click.echo(f"{len(chosen)} plugins are in {directory}")
@@ -63,12 +73,21 @@ def repair(settings: Settings, network: str | None) -> None:
     click.echo(f"the rules of {number} attachments are as recorded")
 
 
-def _link(path: Path, executable: Path) -> None:
+def _is_native(executable: Path) -> bool:
+    with executable.open("rb") as file:
+        return file.read(4) == b"\x7fELF"
+
+
+def _is_same(path: Path, executable: Path) -> bool:
+    return path == executable or (path.is_file() and filecmp.cmp(path, executable, shallow=False))
+
+
+def _replace(path: Path, put: Callable[[Path], object]) -> None:
     draft = path.with_name(f".{path.name}.new")
     draft.unlink(missing_ok=True)
-    draft.symlink_to(executable)
     try:
+        put(draft)
         draft.rename(path)
     except OSError:
-        draft.unlink()
+        draft.unlink(missing_ok=True)
         raise

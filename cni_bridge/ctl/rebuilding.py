@@ -62,10 +62,10 @@ async def _fill(settings: Settings, leases: list[Lease]) -> None:
         entries = [Entry(network=each.owner.network, address=each.address.ip, lease=each) for each in leases]
         pools = {(each.owner.network, each.address.network): _pool(each) for each in leases}
 
-        async def job(txn: Transaction) -> None:
+        def job(txn: Transaction) -> None:
             for pool in pools.values():
-                await txn.put_pool(pool)
-            await txn.put(entries)
+                txn.put_pool(pool)
+            txn.put(entries)
 
         await store.write(job)
     finally:

@@ -43,7 +43,7 @@ def ensure_bridge(netlink: Netlink, spec: BridgeSpec, changed: list[str]) -> Lin
         raise LinkConflict(f'bridge "{spec.name}" already exists but is not a bridge: it is a {link.kind or "device"}')
     if not link.up:
         changed.append(f"brought {spec.name} up")
-        netlink.set_link(link.index, state="up")
+        netlink.set_up(link.index)
     if spec.promisc and not link.promisc:
         changed.append(f"set {spec.name} promiscuous")
         netlink.set_promisc(link, on=True)
@@ -59,7 +59,8 @@ def restore_bridge(netlink: Netlink, before: Link) -> None:
     """Undo `ensure_bridge` on a bridge that was there before."""
     if before.kind != "bridge":
         return
-    netlink.set_link(before.index, mtu=before.mtu, state="up" if before.up else "down")
+    netlink.set_link(before.index, mtu=before.mtu)
+    netlink.set_up(before.index, up=before.up)
     netlink.set_promisc(before, on=before.promisc)
 
 
@@ -127,7 +128,7 @@ def ensure_gateway(
                 replaced.append(other)
                 netlink.delete_address(link.index, other)
     pinned = link.mac if link.mac != _NO_MAC else _random_mac()
-    netlink.set_link(link.index, address=pinned)
+    netlink.set_link(link.index, mac=pinned)
     for address in wanted:
         if address.version == 6:
             sysctl.write_if_there(f"ipv6/conf/{link.name}/disable_ipv6", "0")
@@ -145,7 +146,7 @@ def missing_gateway(netlink: Netlink, link: Link, spec: GatewaySpec) -> list[str
 def count_ports(netlink: Netlink, name: str) -> int:
     """How many ports the bridge has; 0 if it is not there."""
     bridge = netlink.link(name)
-    return sum(each.master == bridge.index for each in netlink.links()) if bridge is not None else 0
+    return len(netlink.ports(bridge)) if bridge is not None else 0
 
 
 def _overlap(one: Interface, other: Interface) -> bool:

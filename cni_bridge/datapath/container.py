@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from cni_bridge.cni.errors import KernelRefused
 from cni_bridge.cni.result import Result
 from cni_bridge.datapath import sysctl
@@ -12,29 +10,51 @@ from cni_bridge.datapath.netlink import Netlink
 from cni_bridge.plan import ContainerSpec
 from ipam.api import Interface, NetnsRef
 
-_DAD_PATIENCE = 5.0  # seconds; the kernel takes one to two
-
 
 def configure_container(inside: Netlink, spec: ContainerSpec, former: tuple[Interface, ...]) -> Link:
     """Configure the interface, and give it as it is; the calling thread is in the container's namespace.
 
     `former` are addresses that an earlier request of the same owner gave it. Those of anybody else stay.
     """
-    link = inside.link(spec.ifname)
-    if link is None:
-        raise KernelRefused(f"interface {spec.ifname} vanished from the container while it was set up")
+    link = _present(inside, spec)
     _set_sysctls(spec)
     for stale in set(former) - set(spec.addresses):
         inside.delete_address(link.index, stale)
     for address in spec.addresses:
         inside.add_address(link.index, address, dad=spec.dad)
     if spec.up:
-        inside.set_link(link.index, state="up")
-    if spec.dad and any(each.version == 6 for each in spec.addresses):
-        _wait_dad(inside, link, spec)
+        inside.set_up(link.index)
+    return link
+
+
+def has_own_addresses(inside: Netlink, spec: ContainerSpec) -> bool:
+    """Whether duplicate address detection has found the addresses free (RFC 4862, section 5.4), if it is wanted."""
+    if not spec.dad or not any(each.version == 6 for each in spec.addresses):
+        return True
+    states = [each for each in inside.addresses(_present(inside, spec).index) if each.address in spec.addresses]
+    failed = [str(each.address) for each in states if each.dad_failed]
+    if failed:
+        raise KernelRefused(f"address {', '.join(failed)} is in use by somebody else on this bridge (DAD failed)")
+    return not any(each.tentative for each in states)
+
+
+def finish_container(inside: Netlink, spec: ContainerSpec) -> None:
+    """Give the interface its routes and let the neighbours know it."""
+    link = _present(inside, spec)
     for route in spec.routes:
         inside.append_route(link.index, route)
-    return link
+    if spec.up:
+        _announce(inside, link)
+
+
+def _announce(inside: Netlink, link: Link) -> None:
+    """Tell the neighbours of the interface's addresses, once its frames pass.
+
+    Without it, whoever talked to an address's former holder goes on sending to the old MAC address for a while. The
+    kernel does it when a MAC address is set, also to what it was, as arp_notify and ndisc_notify say. A packet socket
+    could too, but to close one takes as long as all the rest: the kernel waits for every CPU.
+    """
+    inside.set_link(link.index, mac=link.mac)
 
 
 def missing_container(inside: Netlink, spec: ContainerSpec, expected: Result, netns: NetnsRef) -> list[str]:
@@ -81,21 +101,14 @@ def _set_sysctls(spec: ContainerSpec) -> None:
     for name in ("lo", spec.ifname):
         sysctl.write(f"ipv6/conf/{name}/disable_ipv6", "0")
     sysctl.write(f"ipv6/conf/{spec.ifname}/keep_addr_on_down", "1")
+    sysctl.write(f"ipv6/conf/{spec.ifname}/ndisc_notify", "1")
     if spec.dad:
         sysctl.write(f"ipv6/conf/{spec.ifname}/enhanced_dad", "1")
     sysctl.write(f"ipv6/conf/{spec.ifname}/accept_dad", "1" if spec.dad else "0")
 
 
-def _wait_dad(inside: Netlink, link: Link, spec: ContainerSpec) -> None:
-    """Wait until duplicate address detection has found the addresses free (RFC 4862, section 5.4)."""
-    deadline = time.monotonic() + _DAD_PATIENCE
-    while True:
-        states = [each for each in inside.addresses(link.index) if each.address in spec.addresses]
-        failed = [str(each.address) for each in states if each.dad_failed]
-        if failed:
-            raise KernelRefused(f"address {', '.join(failed)} is in use by somebody else on this bridge (DAD failed)")
-        if not any(each.tentative for each in states):
-            return
-        if time.monotonic() > deadline:
-            raise KernelRefused(f"duplicate address detection on {spec.ifname} did not end in {_DAD_PATIENCE:g} s")
-        time.sleep(0.02)
+def _present(inside: Netlink, spec: ContainerSpec) -> Link:
+    link = inside.link(spec.ifname)
+    if link is None:
+        raise KernelRefused(f"interface {spec.ifname} vanished from the container while it was set up")
+    return link

@@ -13,8 +13,12 @@ from cni_bridge.cni.errors import InvalidNetns
 from cni_bridge.cni.result import Result
 from cni_bridge.datapath import bridge as bridges
 from cni_bridge.datapath import forwarding, netns, port, sysctl, vlan
-from cni_bridge.datapath.announce import announce
-from cni_bridge.datapath.container import configure_container, missing_container
+from cni_bridge.datapath.container import (
+    configure_container,
+    finish_container,
+    has_own_addresses,
+    missing_container,
+)
 from cni_bridge.datapath.messages import Link
 from cni_bridge.datapath.netlink import Netlink
 from cni_bridge.datapath.netns import Netns
@@ -74,7 +78,9 @@ class Datapath:
                 port.ensure_port(host, inside, bridge, attachment, target)
                 with netns.entered(target):
                     container = configure_container(inside, attachment.container, former)
-                    apply_tuning(inside, attachment.container.ifname, attachment.tuning)
+                    if attachment.tuning:
+                        apply_tuning(inside, attachment.container.ifname, attachment.tuning)
+                        container = inside.link(attachment.container.ifname) or container
             self._shape(attachment, push_undo)
             link = bridge
             if gateway is not None:
@@ -82,23 +88,28 @@ class Datapath:
                 link = bridges.ensure_gateway(host, link, gateway, effects.added, effects.replaced)
         if gateway is not None:
             forwarding.ensure_forwarding(host, _families(gateway), effects.changed)
-        if attachment.container.up:
-            port.wait_carrier(host, attachment.port.name)
-            self._announce(attachment, container.mac, target)
         return Made(
             bridge_mac=link.mac if link.index == bridge.index else bridge.mac,
             gateway_mac=link.mac,
             container_mac=container.mac,
+            ready=self.finish(attachment, target),
             changed=effects.in_words(),
         )
 
-    def detach(self, attachment: Attachment) -> None:
-        """Delete the attachment's links; gone already is success."""
-        self._host.delete_link(attachment.port.name)
-        if attachment.shaping.egress is not None:
-            remove_shaping(self._host, ifb_ifname(attachment.owner))
+    def finish(self, attachment: Attachment, target: Netns) -> bool:
+        """Give the container its routes and announce it, once its frames pass and its addresses are its own.
 
-    def detach_unrecorded(self, owner: Owner, bridge: str, path: str) -> bool:
+        False if that is not so yet: whoever asks can wait, but this thread has others to serve.
+        """
+        spec = attachment.container
+        with self._sockets.inside(target) as inside:
+            passes = not spec.up or port.is_forwarding(self._host, attachment.port.name)
+            if passes and has_own_addresses(inside, spec):
+                finish_container(inside, spec)
+                return True
+        return False
+
+    def detach_unrecorded(self, owner: Owner, bridge: str, path: str, passed: int | None = None) -> bool:
         """Delete what the owner may have without a record: its own veth, or the container's veth to the bridge.
 
         The latter is how attachments look that the reference plugin made before this one took its place; one that
@@ -111,7 +122,7 @@ class Datapath:
             return True
         if not path:
             return False
-        with suppress(InvalidNetns), netns.opened(path) as target:
+        with suppress(InvalidNetns), netns.opened(path, passed) as target:
             if target.ref.same_as(netns.own()):
                 return False
             with self._sockets.inside(target) as inside:
@@ -203,14 +214,6 @@ class Datapath:
     @property
     def _host(self) -> Netlink:
         return self._sockets.host
-
-    def _announce(self, attachment: Attachment, mac: str, target: Netns) -> None:
-        container = attachment.container
-        with netns.entered(target):
-            try:
-                announce(container.ifname, mac, (each.ip for each in container.addresses))
-            except OSError as error:  # neighbours then learn the address when it is first used
-                log.warning("cannot announce the addresses of %s: %s", attachment.owner, error.strerror)
 
     def _abandon(
         self,

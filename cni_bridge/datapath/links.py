@@ -26,19 +26,19 @@ class Links:
         """The host's link of that name."""
         return self._host.link(name)
 
-    def link_of(self, path: str, ifname: str, address: Address) -> Link | None:
+    def link_of(self, path: str, ifname: str, address: Address, passed: int | None = None) -> Link | None:
         """The container's link on the host: the bridge of its veth, or else the link on which its address is."""
         try:
-            port = self.port_of(path, ifname)
+            port = self.port_of(path, ifname, passed)
         except InvalidNetns:
             port = None
         if port is not None and port.master:
             return self._host.link_at(port.master)
         return port or self._host.neighbour_link(address)
 
-    def port_of(self, path: str, ifname: str) -> Link | None:
-        """The host's end of the veth whose other end is this interface of the namespace at the path."""
-        with netns.opened(path) as target, self._sockets.inside(target) as inside:
+    def port_of(self, path: str, ifname: str, passed: int | None = None) -> Link | None:
+        """The host's end of the veth whose other end is this interface of the namespace; see `netns.opened`."""
+        with netns.opened(path, passed) as target, self._sockets.inside(target) as inside:
             link = inside.link(ifname)
             outer = self._host.link_at(link.peer) if link is not None and link.kind == "veth" else None
             leads = outer is not None and self._host.leads_to(outer, inside, target.fd, ifname)
@@ -101,7 +101,7 @@ class Links:
         with self._sockets.inside(target) as inside:
             link = inside.link(ifname)
             if link is not None and link.up != up:
-                inside.set_link(link.index, state="up" if up else "down")
+                inside.set_up(link.index, up=up)
 
     def is_up(self, target: Netns, ifname: str) -> bool:
         """Whether the container's interface is there and up."""

@@ -95,9 +95,9 @@ def holders(inode: int) -> Iterator[Process]:
             continue
 
 
-def ancestors() -> set[int]:
-    """This process and those that started it."""
-    found, pid = set(), os.getpid()
+def ancestors(process: int | None) -> set[int]:
+    """The process, this one unless it is told, and those that started it."""
+    found, pid = set(), process or os.getpid()
     while pid > 0 and pid not in found:
         found.add(pid)
         try:

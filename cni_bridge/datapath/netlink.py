@@ -1,6 +1,7 @@
-"""The kernel's links, addresses and routes, in the vocabulary of this project: the only module that imports pyroute2.
+"""Asks the kernel for links, addresses and routes, and changes them (rtnetlink(7)); the only module of pyroute2.
 
-A `Netlink` belongs to the network namespace in which its thread was when it was opened (rtnetlink(7)).
+What each attachment needs is said in messages of our own (`messages`): pyroute2 takes longer to import than an
+attachment, and longer for a message than the kernel. The rest, queueing disciplines and VLANs, is pyroute2's.
 """
 
 from __future__ import annotations
@@ -9,60 +10,74 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
-
 from cni_bridge.cni.errors import KernelRefused
+from cni_bridge.datapath import messages
 from cni_bridge.datapath.messages import (
+    IFA_F_NODAD,
     IFF_ALLMULTI,
     IFF_PROMISC,
+    IFF_UP,
     NO_NSID,
+    RT_TABLE_LOCAL,
+    RTN_LOCAL,
+    RTPROT_RA,
     AddressState,
     Link,
-    parse_address,
-    parse_destination,
-    parse_link,
-    parse_routes,
+    RouteState,
+    address_request,
+    link_request,
+)
+from cni_bridge.netlink_messages import (
+    NLM_F_ACK,
+    NLM_F_APPEND,
+    NLM_F_CREATE,
+    NLM_F_DUMP,
+    NLM_F_EXCL,
+    NetlinkSocket,
 )
 from ipam.api import Address, Interface, Network, Route
 
-IFA_F_NODAD = 0x02
 BR_STATE_DISABLED = 0
-_UNSIGNED_NO_NSID = 0xFFFFFFFF  # NETNSA_NSID_NOT_ASSIGNED
 BRIDGE_VLAN_INFO_PVID = 2
 BRIDGE_VLAN_INFO_UNTAGGED = 4
-_RTN_LOCAL = 2
-RT_TABLE_LOCAL = 255  # rtnetlink(7)
-_AF = {4: 2, 6: 10}
+_NETLINK_ROUTE = 0
+_RTM_NEWLINK, _RTM_DELLINK, _RTM_GETLINK, _RTM_SETLINK = 16, 17, 18, 19
+_RTM_NEWADDR, _RTM_DELADDR, _RTM_GETADDR = 20, 21, 22
+_RTM_NEWROUTE, _RTM_DELROUTE, _RTM_GETROUTE = 24, 25, 26
+_RTM_GETNSID = 90
+_MAKE = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL
 
 
 class Netlink:
     """A netlink socket of one network namespace."""
 
     def __init__(self) -> None:
-        self._ip = IPRoute()
+        self._socket = NetlinkSocket(_NETLINK_ROUTE)
         self._namespace = Path("/proc/thread-self/ns/net").stat()
+        self._pyroute2: Any = None
 
     def close(self) -> None:
         """Close the socket."""
-        self._ip.close()
+        self._socket.close()
+        if self._pyroute2 is not None:
+            self._pyroute2.close()
 
     def link(self, name: str) -> Link | None:
         """The link of that name."""
-        return self._get(ifname=name)
+        return self._get(link_request(name=name), f"read link {name}")
 
     def link_at(self, index: int) -> Link | None:
         """The link with that index."""
-        return self._get(index=index)
+        return self._get(link_request(index=index), f"read link {index}")
 
     def nsid(self, fd: int) -> int:
         """The number that this socket's namespace has for the one of that descriptor; `NO_NSID` if it has none."""
-        with _refusals("look up a namespace"):
-            number = self._ip.get_netnsid(fd=fd)["nsid"]
-        return NO_NSID if number == _UNSIGNED_NO_NSID else int(number)
+        answers = self._ask(_RTM_GETNSID, NLM_F_ACK, messages.namespace_request(fd), "look up a namespace")
+        return messages.parse_namespace(answers[0])
 
     def leads_to(self, link: Link, inside: Netlink, fd: int, ifname: str) -> bool:
         """Whether the veth's other end is the interface of that name in the namespace of `inside` and `fd`.
@@ -78,59 +93,85 @@ class Netlink:
 
     def links(self) -> list[Link]:
         """Every link: for what is done now and then, never for one attachment."""
-        with _refusals("list links"):
-            return [parse_link(each) for each in self._ip.get_links()]
+        return [messages.parse_link(each) for each in self._ask(_RTM_GETLINK, NLM_F_DUMP, link_request(), "list links")]
+
+    def ports(self, bridge: Link) -> list[Link]:
+        """The ports of the bridge."""
+        question = link_request(master=bridge.index)
+        answers = self._ask(_RTM_GETLINK, NLM_F_DUMP, question, f"list the ports of {bridge.name}")
+        return [link for each in answers if (link := messages.parse_link(each)).master == bridge.index]
 
     def add_bridge(self, name: str, *, mac: str, mtu: int) -> None:
         """Make a bridge with a MAC address that does not change with its ports, and bring it up."""
-        with _refusals(f"make bridge {name}"):
-            self._ip.link("add", ifname=name, kind="bridge", address=mac, state="up", **_given(mtu=mtu))
+        wanted = link_request(name=name, flags=IFF_UP, mask=IFF_UP, mac=mac, mtu=mtu, info=messages.kind_info("bridge"))
+        self._ask(_RTM_NEWLINK, _MAKE, wanted, f"make bridge {name}")
 
     def add_veth(
-        self, name: str, *, mac: str, mtu: int, master: int, peer: str, peer_mac: str, peer_netns: int | None
+        self,
+        name: str,
+        *,
+        mac: str,
+        mtu: int,
+        master: int,
+        peer: str,
+        peer_mac: str,
+        peer_netns: int | None,
     ) -> None:
         """Make a veth pair in one message: this end a port of the bridge, up, the peer where it belongs.
 
         `peer_netns` is a descriptor of the peer's namespace, None for this one. The kernel chooses a MAC that is empty.
         """
-        inside = {"ifname": peer, **_given(address=peer_mac, mtu=mtu)}
-        if peer_netns is not None:
-            inside["net_ns_fd"] = peer_netns
-        with _refusals(f"make veth {name} with peer {peer}"):
-            self._ip.link(
-                "add",
-                ifname=name,
-                kind="veth",
-                master=master,
-                state="up",
-                peer=inside,
-                **_given(address=mac, mtu=mtu),
-            )
+        inside = link_request(name=peer, mac=peer_mac, mtu=mtu, namespace=peer_netns)
+        info = messages.veth_info(inside)
+        wanted = link_request(name=name, flags=IFF_UP, mask=IFF_UP, mac=mac, mtu=mtu, master=master, info=info)
+        self._ask(_RTM_NEWLINK, _MAKE, wanted, f"make veth {name} with peer {peer}")
+
+    def set_up_port(self, name: str, *, alias: str, hairpin: bool, isolated: bool) -> None:
+        """Give a bridge port its alias, which `ip -d link` shows, and its flags."""
+        info = messages.port_info(hairpin=hairpin, isolated=isolated)
+        self._ask(
+            _RTM_NEWLINK, NLM_F_ACK, link_request(name=name, alias=alias, info=info), f"set up bridge port {name}"
+        )
 
     def set_alias(self, name: str, alias: str) -> None:
         """Set the link's alias, which `ip -d link` shows."""
-        with _refusals(f"set the alias of {name}"):
-            self._ip.link("set", ifname=name, ifalias=alias)
+        self._ask(_RTM_NEWLINK, NLM_F_ACK, link_request(name=name, alias=alias), f"set the alias of {name}")
 
-    def set_link(self, index: int, **changes: Any) -> None:
-        """Change attributes of the link: state, mtu, address, master."""
-        with _refusals(f"change link {index} to {changes}"):
-            self._ip.link("set", index=index, **changes)
+    def set_up(self, index: int, *, up: bool = True) -> None:
+        """Bring the link up, or down."""
+        wanted = link_request(index=index, flags=IFF_UP if up else 0, mask=IFF_UP)
+        self._ask(_RTM_NEWLINK, NLM_F_ACK, wanted, f"bring link {index} {'up' if up else 'down'}")
+
+    def set_link(
+        self,
+        index: int,
+        *,
+        mac: str = "",
+        mtu: int = 0,
+        master: int | None = None,
+        tx_queue: int | None = None,
+        group: int | None = None,
+    ) -> None:
+        """Change attributes of the link: those that are given."""
+        wanted = link_request(index=index, mac=mac, mtu=mtu, master=master, tx_queue=tx_queue, group=group)
+        given = {"mac": mac or None, "mtu": mtu or None, "master": master, "txqueuelen": tx_queue, "group": group}
+        words = ", ".join(f"{name} {value}" for name, value in given.items() if value is not None)
+        self._ask(_RTM_NEWLINK, NLM_F_ACK, wanted, f"change link {index} to {words}")
 
     def set_promisc(self, link: Link, *, on: bool) -> None:
         """Put the link into promiscuous mode, or out of it."""
-        with _refusals(f"set promiscuous mode of {link.name}"):
-            self._ip.link("set", index=link.index, flags=IFF_PROMISC if on else 0, mask=IFF_PROMISC)
+        wanted = link_request(index=link.index, flags=IFF_PROMISC if on else 0, mask=IFF_PROMISC)
+        self._ask(_RTM_NEWLINK, NLM_F_ACK, wanted, f"set promiscuous mode of {link.name}")
 
     def set_allmulti(self, link: Link, *, on: bool) -> None:
         """Have the link take all multicast frames, or not."""
-        with _refusals(f"set allmulti of {link.name}"):
-            self._ip.link("set", index=link.index, flags=IFF_ALLMULTI if on else 0, mask=IFF_ALLMULTI)
+        wanted = link_request(index=link.index, flags=IFF_ALLMULTI if on else 0, mask=IFF_ALLMULTI)
+        self._ask(_RTM_NEWLINK, NLM_F_ACK, wanted, f"set allmulti of {link.name}")
 
     def add_ifb(self, name: str, *, mtu: int, alias: str) -> None:
         """Make an intermediate functional block, up."""
-        with _refusals(f"make ifb {name}"):
-            self._ip.link("add", ifname=name, kind="ifb", mtu=mtu, state="up")
+        wanted = link_request(name=name, flags=IFF_UP, mask=IFF_UP, mtu=mtu, info=messages.kind_info("ifb"))
+        self._ask(_RTM_NEWLINK, _MAKE, wanted, f"make ifb {name}")
         self.set_alias(name, alias)
 
     def change_tc(self, what: str, command: str, *args: Any, **values: Any) -> None:
@@ -150,13 +191,13 @@ class Netlink:
 
     def set_vlan_filtering(self, link: Link) -> None:
         """Turn the bridge's VLAN filtering on."""
-        with _refusals(f"turn on VLAN filtering of {link.name}"):
-            self._ip.link("set", index=link.index, kind="bridge", br_vlan_filtering=1)
+        wanted = link_request(index=link.index, info=messages.bridge_info(vlan_filtering=True))
+        self._ask(_RTM_NEWLINK, NLM_F_ACK, wanted, f"turn on VLAN filtering of {link.name}")
 
     def set_port(self, index: int, *, hairpin: bool, isolated: bool) -> None:
         """Set the flags of a bridge port."""
-        with _refusals(f"set the flags of bridge port {index}"):
-            self._ip.brport("set", index=index, mode=int(hairpin), isolated=int(isolated))
+        wanted = link_request(index=index, info=messages.port_info(hairpin=hairpin, isolated=isolated))
+        self._ask(_RTM_NEWLINK, NLM_F_ACK, wanted, f"set the flags of bridge port {index}")
 
     def add_vlan(self, index: int, vlan: int, *, native: bool) -> None:
         """Let the port carry the VLAN; `native`: untagged, and where untagged frames go."""
@@ -175,117 +216,68 @@ class Netlink:
 
     def delete_link(self, name: str) -> bool:
         """Delete the link; False if it is not there."""
-        try:
-            with _refusals(f"delete link {name}"):
-                self._ip.link("del", ifname=name)
-        except KernelRefused as error:
-            if error.errno == errno.ENODEV:
-                return False
-            raise
-        return True
+        return self._unless(
+            errno.ENODEV, lambda: self._ask(_RTM_DELLINK, NLM_F_ACK, link_request(name=name), f"delete link {name}")
+        )
+
+    def delete_group(self, group: int) -> None:
+        """Delete every link of the group; none of them, if one cannot be deleted."""
+        self._ask(_RTM_DELLINK, NLM_F_ACK, link_request(group=group), f"delete the links of group {group}")
 
     def addresses(self, index: int) -> list[AddressState]:
         """The addresses of the link."""
-        with _refusals(f"list addresses of link {index}"):
-            return [parse_address(each) for each in self._ip.get_addr(index=index)]
+        answers = self._ask(_RTM_GETADDR, NLM_F_DUMP, address_request(index), f"list addresses of link {index}")
+        return [state for link, state in map(messages.parse_address, answers) if link == index]
 
     def all_addresses(self) -> list[tuple[int, Interface]]:
         """Every address of every link, with the link's index."""
-        with _refusals("list addresses"):
-            return [(each["index"], parse_address(each).address) for each in self._ip.get_addr()]
+        answers = self._ask(_RTM_GETADDR, NLM_F_DUMP, address_request(0), "list addresses")
+        return [(link, state.address) for link, state in map(messages.parse_address, answers)]
 
     def all_routes(self) -> list[tuple[int, Network]]:
         """Every route's destination in every table but the local one, with a link's index for each next hop; or 0."""
-        with _refusals("list routes"):
-            messages = [each for family in (2, 10) for each in self._ip.get_routes(family=family)]
-        return [
-            (index, parse_destination(each))
-            for each in messages
-            if (each.get("RTA_TABLE") or each["table"]) != RT_TABLE_LOCAL
-            for index in {hop["oif"] for hop in each.get("RTA_MULTIPATH") or ()} or {each.get("RTA_OIF") or 0}
-        ]
+        found = (each for family in (4, 6) for each in self._routes(family))
+        return list(dict.fromkeys((each.link, each.route.dst) for each in found if each.route.table != RT_TABLE_LOCAL))
 
     def add_address(self, index: int, address: Interface, *, dad: bool) -> bool:
         """Add the address; False if the link has it already. Without `dad` an IPv6 address is usable at once."""
-        flags = {"flags": IFA_F_NODAD} if address.version == 6 and not dad else {}
-        broadcast = {"broadcast": str(address.network.broadcast_address)} if _has_broadcast(address) else {}
-        return self._unless_there(
-            f"add address {address} to link {index}",
-            lambda: self._ip.addr(
-                "add", index=index, address=str(address.ip), prefixlen=address.network.prefixlen, **flags, **broadcast
-            ),
-        )
+        flags = IFA_F_NODAD if address.version == 6 and not dad else 0
+        wanted = address_request(index, address, flags=flags)
+        what = f"add address {address} to link {index}"
+        return self._unless(errno.EEXIST, lambda: self._ask(_RTM_NEWADDR, _MAKE, wanted, what))
 
     def delete_address(self, index: int, address: Interface) -> None:
         """Remove the address; removed already is success."""
-        try:
-            with _refusals(f"remove address {address} from link {index}"):
-                self._ip.addr("del", index=index, address=str(address.ip), prefixlen=address.network.prefixlen)
-        except KernelRefused as error:
-            if error.errno != errno.EADDRNOTAVAIL:
-                raise
+        unwanted, what = address_request(index, address), f"remove address {address} from link {index}"
+        self._unless(errno.EADDRNOTAVAIL, lambda: self._ask(_RTM_DELADDR, NLM_F_ACK, unwanted, what))
 
     def append_route(self, index: int, route: Route) -> bool:
         """Add the route over the link, beside others to the same destination; False if it is there already."""
-        scope = route.scope
-        if scope is None and route.gw is None and route.dst.version == 4:
-            scope = 253  # RT_SCOPE_LINK: the destination is on the link itself
-        metrics = _given(mtu=route.mtu or 0, advmss=route.advmss or 0)
-        values: dict[str, Any] = {
-            "family": _AF[route.dst.version],
-            "dst": str(route.dst),
-            "oif": index,
-            **({"gateway": str(route.gw)} if route.gw is not None else {}),
-            **({"metrics": metrics} if metrics else {}),
-            **({"priority": route.priority} if route.priority is not None else {}),
-            **({"table": route.table} if route.table is not None else {}),
-            **({"scope": scope} if scope is not None else {}),
-        }
         via = f" via {route.gw}" if route.gw is not None else ""
-        return self._unless_there(f"add route {route.dst}{via}", lambda: self._ip.route("append", **values))
+        wanted, what = messages.route_request(route, index), f"add route {route.dst}{via}"
+        flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_APPEND
+        return self._unless(errno.EEXIST, lambda: self._ask(_RTM_NEWROUTE, flags, wanted, what))
 
     def add_local_route(self, index: int, address: Address) -> bool:
         """Have the host take packets for the address that come in by the link; False if it does already."""
-        values = {"dst": f"{address}/{address.max_prefixlen}", "oif": index, "type": _RTN_LOCAL}
-        return self._unless_there(
-            f"add a local route to {address} on link {index}",
-            lambda: self._ip.route("add", family=_AF[address.version], table=RT_TABLE_LOCAL, **values),
-        )
+        wanted = messages.route_request(_local(address), index, kind=RTN_LOCAL)
+        what = f"add a local route to {address} on link {index}"
+        return self._unless(errno.EEXIST, lambda: self._ask(_RTM_NEWROUTE, _MAKE, wanted, what))
 
     def delete_local_route(self, index: int, address: Address) -> None:
         """Undo `add_local_route`; undone already is success."""
-        try:
-            with _refusals(f"delete the local route to {address} on link {index}"):
-                self._ip.route(
-                    "del",
-                    family=_AF[address.version],
-                    table=RT_TABLE_LOCAL,
-                    dst=f"{address}/{address.max_prefixlen}",
-                    oif=index,
-                    type=_RTN_LOCAL,
-                )
-        except KernelRefused as error:
-            if error.errno != errno.ESRCH:
-                raise
+        unwanted = messages.route_request(_local(address), index, kind=RTN_LOCAL)
+        what = f"delete the local route to {address} on link {index}"
+        self._unless(errno.ESRCH, lambda: self._ask(_RTM_DELROUTE, NLM_F_ACK, unwanted, what))
 
     def routes(self, index: int) -> list[Route]:
         """The routes over the link in every table but the local one."""
-        with _refusals(f"list routes over link {index}"):
-            found = [
-                route
-                for family in (2, 10)
-                for each in self._ip.get_routes(family=family)
-                for route in parse_routes(each, index)
-            ]
-        return [each for each in found if each.table != RT_TABLE_LOCAL]
+        found = (each for family in (4, 6) for each in self._routes(family, index))
+        return [each.route for each in found if each.link == index and each.route.table != RT_TABLE_LOCAL]
 
     def has_ra_route(self, index: int) -> bool:
         """Whether a router advertisement gave the link a route."""
-        with _refusals(f"list routes over link {index}"):
-            return any(
-                each["proto"] == 9 and each.get("RTA_OIF") == index  # RTPROT_RA
-                for each in self._ip.get_routes(family=10)
-            )
+        return any(each.protocol == RTPROT_RA and each.link == index for each in self._routes(6, index))
 
     def route_link(self, destination: Address) -> Link | None:
         """The link over which the kernel would send to the destination; nothing is sent."""
@@ -293,50 +285,70 @@ class Netlink:
 
     def neighbour_link(self, destination: Address) -> Link | None:
         """The link on which the destination is itself, no router being between; None if it is not on any."""
-        return self._route_link(destination, lambda route: not route.get("RTA_GATEWAY"))
+        return self._route_link(destination, lambda route: route.gw is None)
 
-    def _route_link(self, destination: Address, which: Callable[[Any], bool]) -> Link | None:
+    def _route_link(self, destination: Address, which: Callable[[Route], bool]) -> Link | None:
+        question, what = messages.lookup_request(destination), f"look up the route to {destination}"
         try:
-            with _refusals(f"look up the route to {destination}"):
-                found = list(self._ip.route("get", dst=str(destination), family=_AF[destination.version]))
+            answers = self._ask(_RTM_GETROUTE, NLM_F_ACK, question, what)
         except KernelRefused:
             return None
-        index = next((each.get("RTA_OIF") for each in found if which(each)), None)
-        return self.link_at(index) if index is not None else None
+        found = (each for answer in answers for each in messages.parse_routes(answer))
+        index = next((each.link for each in found if which(each.route)), 0)
+        return self.link_at(index) if index else None
 
-    def _get(self, **selector: Any) -> Link | None:
+    def _routes(self, family: int, link: int | None = None) -> list[RouteState]:
+        question = messages.routes_request(family, link)
         try:
-            with _refusals(f"read link {selector}"):
-                return next((parse_link(each) for each in self._ip.link("get", **selector)), None)
+            answers = self._ask(_RTM_GETROUTE, NLM_F_DUMP, question, "list routes")
+        except KernelRefused as error:
+            if error.errno in (errno.EAFNOSUPPORT, errno.EOPNOTSUPP):  # a kernel without IPv6
+                return []
+            raise
+        return [each for answer in answers for each in messages.parse_routes(answer)]
+
+    def _get(self, question: bytes, what: str) -> Link | None:
+        try:
+            answers = self._ask(_RTM_GETLINK, NLM_F_ACK, question, what)
         except KernelRefused as error:
             if error.errno == errno.ENODEV:
                 return None
             raise
+        return messages.parse_link(answers[0])
 
-    def _unless_there(self, purpose: str, change: Callable[[], object]) -> bool:
+    def _unless(self, number: int, change: Callable[[], object]) -> bool:
+        """Make the change; False if the kernel refuses with that error number."""
         try:
-            with _refusals(purpose):
-                change()
+            change()
         except KernelRefused as error:
-            if error.errno == errno.EEXIST:
+            if error.errno == number:
                 return False
             raise
         return True
 
+    def _ask(self, kind: int, flags: int, payload: bytes, what: str) -> list[bytes]:
+        return self._socket.ask(kind, flags, payload, what=what)
+
+    @property
+    def _ip(self) -> Any:
+        """pyroute2's socket of this thread's namespace, which has to be this socket's."""
+        if self._pyroute2 is None:
+            from pyroute2 import IPRoute  # takes 100 ms, and few attachments need it
+
+            self._pyroute2 = IPRoute()
+        return self._pyroute2
+
+
+def _local(address: Address) -> Route:
+    return Route(dst=ip_network(address), table=RT_TABLE_LOCAL)
+
 
 @contextmanager
 def _refusals(purpose: str) -> Iterator[None]:
+    from pyroute2.netlink.exceptions import NetlinkError
+
     try:
         yield
     except NetlinkError as error:
         reason = os.strerror(error.code).lower()
         raise KernelRefused(f"the kernel refused to {purpose}: {reason}", errno=error.code) from None
-
-
-def _given(**values: int | str) -> dict[str, int | str]:
-    """The values that are neither 0 nor empty."""
-    return {key: value for key, value in values.items() if value}
-
-
-def _has_broadcast(address: Interface) -> bool:
-    return address.version == 4 and address.network.prefixlen < 31

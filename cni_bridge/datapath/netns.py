@@ -31,26 +31,13 @@ class Netns:
 
 
 @contextmanager
-def opened(path: str) -> Iterator[Netns]:
-    """Open the namespace at the path; `InvalidNetns` if something else is there, or nothing.
+def opened(path: str, passed: int | None = None) -> Iterator[Netns]:
+    """The namespace at the path, open; `InvalidNetns` if something else is there, or nothing.
 
-    The first open has `O_PATH`, which neither waits for a FIFO's writer nor wakes a device; only what turned out to
-    be a plain file is opened in earnest, by its descriptor, so that it cannot be exchanged in between.
+    `passed` is a descriptor of it, if whoever knows the path has opened it: another process may see other files.
     """
     shown = f"CNI_NETNS is {path}"
-    try:
-        handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InvalidNetns(f'cannot open network namespace "{path}": {reason}', shown) from None
-    try:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise InvalidNetns(f'"{path}" is not a network namespace', shown)
-        fd = os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise InvalidNetns(f'cannot open network namespace "{path}": {error.strerror}', shown) from None
-    finally:
-        os.close(handle)
+    fd = os.dup(passed) if passed is not None else _open(path, shown)
     try:
         try:
             kind = fcntl.ioctl(fd, NS_GET_NSTYPE)
@@ -62,6 +49,27 @@ def opened(path: str) -> Iterator[Netns]:
         yield Netns(fd=fd, ref=NetnsRef(path=path, device=status.st_dev, inode=status.st_ino))
     finally:
         os.close(fd)
+
+
+def _open(path: str, shown: str) -> int:
+    """A descriptor of the file at the path, if it is a plain file.
+
+    The first open has `O_PATH`, which neither waits for a FIFO's writer nor wakes a device; only what turned out to
+    be a plain file is opened in earnest, by its descriptor, so that it cannot be exchanged in between.
+    """
+    try:
+        handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InvalidNetns(f'cannot open network namespace "{path}": {reason}', shown) from None
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise InvalidNetns(f'"{path}" is not a network namespace', shown)
+        return os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise InvalidNetns(f'cannot open network namespace "{path}": {error.strerror}', shown) from None
+    finally:
+        os.close(handle)
 
 
 def own() -> NetnsRef:

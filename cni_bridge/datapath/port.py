@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import time
 
 from cni_bridge.cni.errors import KernelRefused, LinkConflict, UnsupportedField
 from cni_bridge.datapath import sysctl
@@ -14,7 +13,6 @@ from cni_bridge.datapath.netns import Netns
 from cni_bridge.plan import Attachment, PortSpec
 
 _NATIVE_VLAN = 1  # of a trunk without an access VLAN, as with the reference
-_READY_PATIENCE = 3.0  # seconds; carrier of a veth comes through the kernel's link watch, within a millisecond or so
 
 
 def ensure_port(host: Netlink, inside: Netlink, bridge: Link, attachment: Attachment, netns: Netns) -> None:
@@ -22,37 +20,31 @@ def ensure_port(host: Netlink, inside: Netlink, bridge: Link, attachment: Attach
     spec, container = attachment.port, attachment.container
     link = host.link(spec.name)
     if link is None or not host.leads_to(link, inside, netns.fd, container.ifname):
-        taken = inside.link(container.ifname)
-        if taken is not None:
-            raise LinkConflict(
-                f'interface "{container.ifname}" already exists in {netns.ref.path}: it is a {taken.kind or "device"}',
-                f"CNI_IFNAME is {container.ifname}",
-            )
         if link is not None:
+            _require_free(inside, container.ifname, netns)
             host.delete_link(spec.name)  # its other end is in an earlier namespace of this container, or renamed
-        _make(host, bridge, attachment, netns)
+        _make(host, inside, bridge, attachment, netns)
+        host.set_up_port(spec.name, alias=spec.alias, hairpin=spec.hairpin, isolated=spec.isolated)
         sysctl.write_if_there(f"ipv6/conf/{spec.name}/accept_ra", "0")
-        host.set_alias(spec.name, spec.alias)
-        link = _present(host, spec.name)
-    changes = {"master": bridge.index} if link.master != bridge.index else {}
-    if spec.mtu and link.mtu != spec.mtu:
-        changes["mtu"] = spec.mtu
-    if changes or not link.up:
-        host.set_link(link.index, state="up", **changes)
-    if (link.hairpin, link.isolated) != (spec.hairpin, spec.isolated):
-        host.set_port(link.index, hairpin=spec.hairpin, isolated=spec.isolated)
-    _ensure_vlans(host, bridge, link, spec)
+    else:
+        if link.master != bridge.index:
+            host.set_link(link.index, master=bridge.index)
+        if spec.mtu and link.mtu != spec.mtu:
+            host.set_link(link.index, mtu=spec.mtu)
+        if not link.up:
+            host.set_up(link.index)
+        if (link.hairpin, link.isolated) != (spec.hairpin, spec.isolated):
+            host.set_port(link.index, hairpin=spec.hairpin, isolated=spec.isolated)
+    if spec.vlan or spec.vlan_trunk:
+        _ensure_vlans(host, bridge, _present(host, spec.name), spec)
 
 
-def wait_carrier(host: Netlink, name: str) -> None:
-    """Wait until the bridge has enabled the port, which then forwards at once unless the bridge has STP on."""
-    deadline = time.monotonic() + _READY_PATIENCE
-    pause = 0.0005
-    while _present(host, name).port_state == BR_STATE_DISABLED:
-        if time.monotonic() > deadline:
-            raise KernelRefused(f"bridge port {name} does not come up: it has no carrier after {_READY_PATIENCE:g} s")
-        time.sleep(pause)
-        pause = min(pause * 2, 0.05)
+def is_forwarding(host: Netlink, name: str) -> bool:
+    """Whether the bridge has enabled the port, which then forwards at once unless the bridge has STP on.
+
+    Its carrier comes through the kernel's link watch, within a millisecond or so.
+    """
+    return _present(host, name).port_state != BR_STATE_DISABLED
 
 
 def missing_port(host: Netlink, inside: Netlink, attachment: Attachment, netns: Netns) -> list[str]:
@@ -76,7 +68,16 @@ def missing_port(host: Netlink, inside: Netlink, attachment: Attachment, netns: 
     return [words for words, differs in differences.items() if differs]
 
 
-def _make(host: Netlink, bridge: Link, attachment: Attachment, netns: Netns) -> None:
+def _require_free(inside: Netlink, ifname: str, netns: Netns) -> None:
+    taken = inside.link(ifname)
+    if taken is not None:
+        raise LinkConflict(
+            f'interface "{ifname}" already exists in {netns.ref.path}: it is a {taken.kind or "device"}',
+            f"CNI_IFNAME is {ifname}",
+        )
+
+
+def _make(host: Netlink, inside: Netlink, bridge: Link, attachment: Attachment, netns: Netns) -> None:
     spec, container = attachment.port, attachment.container
     try:
         host.add_veth(
@@ -89,6 +90,8 @@ def _make(host: Netlink, bridge: Link, attachment: Attachment, netns: Netns) -> 
             peer_netns=netns.fd,
         )
     except KernelRefused as error:
+        if error.errno == errno.EEXIST:
+            _require_free(inside, container.ifname, netns)
         if error.errno == errno.EXFULL:
             raise KernelRefused(
                 f"bridge {bridge.name} is full: the kernel allows {MAX_PORTS} ports; spread the containers over bridges"
@@ -105,8 +108,6 @@ def _present(host: Netlink, name: str) -> Link:
 
 def _ensure_vlans(host: Netlink, bridge: Link, link: Link, spec: PortSpec) -> None:
     """Set the VLANs of the port: the access VLAN untagged, the trunk tagged, 1 native where only a trunk is set."""
-    if not spec.vlan and not spec.vlan_trunk:
-        return
     try:
         if not spec.preserve_default_vlan:
             host.delete_vlan(link.index, bridge.default_vlan)

@@ -46,7 +46,7 @@ def apply_tuning(inside: Netlink, ifname: str, tuning: Tuning) -> None:
     for each in tuning.sysctls:
         sysctl.write(each.name, each.value)
     if tuning.mac and tuning.mac != link.mac:
-        inside.set_link(link.index, address=tuning.mac)
+        inside.set_link(link.index, mac=tuning.mac)
     if tuning.mtu and tuning.mtu != link.mtu:
         inside.set_link(link.index, mtu=tuning.mtu)
     if tuning.promisc and not link.promisc:
@@ -54,7 +54,7 @@ def apply_tuning(inside: Netlink, ifname: str, tuning: Tuning) -> None:
     if tuning.allmulti is not None and tuning.allmulti != link.allmulti:
         inside.set_allmulti(link, on=tuning.allmulti)
     if tuning.tx_queue is not None and tuning.tx_queue != link.tx_queue:
-        inside.set_link(link.index, txqlen=tuning.tx_queue)
+        inside.set_link(link.index, tx_queue=tuning.tx_queue)
 
 
 def restore(inside: Netlink, ifname: str, former: Former, tuning: Tuning) -> None:
@@ -63,7 +63,7 @@ def restore(inside: Netlink, ifname: str, former: Former, tuning: Tuning) -> Non
     if link is None:
         return
     if tuning.mac:
-        inside.set_link(link.index, address=former.mac)
+        inside.set_link(link.index, mac=former.mac)
     if tuning.mtu:
         inside.set_link(link.index, mtu=former.mtu)
     if tuning.promisc:
@@ -71,7 +71,7 @@ def restore(inside: Netlink, ifname: str, former: Former, tuning: Tuning) -> Non
     if tuning.allmulti is not None:
         inside.set_allmulti(link, on=former.allmulti)
     if tuning.tx_queue is not None:
-        inside.set_link(link.index, txqlen=former.tx_queue)
+        inside.set_link(link.index, tx_queue=former.tx_queue)
 
 
 def missing_tuning(inside: Netlink, ifname: str, tuning: Tuning) -> list[str]:

@@ -30,5 +30,5 @@ def gateway_link(host: Netlink, bridge: Link, spec: GatewaySpec, changed: list[s
         raise KernelRefused(f"veth {spec.link} vanished while it was set up")
     host.delete_vlan(port.index, bridge.default_vlan)
     host.add_vlan(port.index, spec.vlan, native=True)
-    host.set_link(link.index, state="up")
+    host.set_up(link.index)
     return link

@@ -18,7 +18,7 @@ from typing import Any
 
 from cni_bridge.cni.errors import FirewallFailed
 from cni_bridge.firewall.libnftables import Nftables, NftError
-from cni_bridge.firewall.nftables_lookup import drops_by_default
+from cni_bridge.firewall.nftables_lookup import Lookup
 from cni_bridge.tag import MARK, network_tag
 
 log = logging.getLogger(__name__)
@@ -43,29 +43,29 @@ class _Chain:
     accepts: frozenset[tuple[str, str]]
 
 
-def ensure_forward_accepted(nft: Nftables, network: str, link: str) -> None:
+def ensure_forward_accepted(nft: Nftables, look: Lookup, network: str, link: str) -> None:
     """Have the FORWARD chains that drop accept the link's traffic; nothing is run where none does, or all is there."""
-    for chain in _chains(nft):
+    for chain in _chains(nft, look):
         for rule in _rules(network, link):
             if rule[:2] not in chain.accepts:
                 log.info("letting traffic of %s through chain %s of %s", link, chain.name, chain.tool)
                 _run(chain.tool, "-I", chain.name, *rule)
 
 
-def missing_forward_accept(nft: Nftables, network: str, link: str) -> list[str]:
+def missing_forward_accept(nft: Nftables, look: Lookup, network: str, link: str) -> list[str]:
     """What of that is missing, in words."""
     return [
         f"{chain.tool} rule for {link} in chain {chain.name}, which would drop: {' '.join(rule)}"
-        for chain in _chains(nft)
+        for chain in _chains(nft, look)
         for rule in _rules(network, link)
         if rule[:2] not in chain.accepts
     ]
 
 
-def forget_forward_accept(nft: Nftables, network: str, links: Collection[str]) -> None:
+def forget_forward_accept(nft: Nftables, look: Lookup, network: str, links: Collection[str]) -> None:
     """Remove the network's rules for these links from these chains."""
     tag = network_tag(network)
-    for chain in _chains(nft):
+    for chain in _chains(nft, look):
         if any(link in links for _, link in chain.accepts):
             for line in _run(chain.tool, "-S", chain.name).splitlines():
                 if tag in line and line.startswith("-A "):
@@ -78,20 +78,28 @@ def _rules(network: str, link: str) -> Iterator[tuple[str, ...]]:
     yield ("-o", link, "-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED,DNAT", *comment, "-j", "ACCEPT")
 
 
-def _chains(nft: Nftables) -> Iterator[_Chain]:
+def _chains(nft: Nftables, look: Lookup) -> Iterator[_Chain]:
     """The chains by which both variants of iptables drop."""
     for family, table in _TABLES.items():
-        tool = _found(f"{_TOOLS[family]}-nft", _TOOLS[family])
-        if tool and drops_by_default(table, "FORWARD") and (forward := _query(nft, f"chain {table} FORWARD")):
+        tool = _found(f"{_TOOLS[family]}-nft", _TOOLS[family]) if look.drops_by_default(table, "FORWARD") else ""
+        if tool and (forward := _query(nft, f"chain {table} FORWARD")):
             user = _query(nft, f"chain {table} DOCKER-USER")
             rules = [each["rule"] for each in user or forward if "rule" in each]
             accepts = frozenset(found for each in rules if (found := _accepted(each["expr"])))
             yield _Chain(tool=tool, name="DOCKER-USER" if user else "FORWARD", accepts=accepts)
-        names, legacy = _LEGACY_NAMES[family], _found(f"{_TOOLS[family]}-legacy")
-        if legacy and names.exists() and "filter" in names.read_text().split():
+        legacy = _found(f"{_TOOLS[family]}-legacy") if "filter" in _legacy_tables(family) else ""
+        if legacy:
             saved = _run(legacy, "-S").splitlines()
             if "-P FORWARD DROP" in saved:
                 yield _legacy_chain(legacy, saved)
+
+
+def _legacy_tables(family: int) -> list[str]:
+    """The tables of legacy iptables that are in use."""
+    try:
+        return _LEGACY_NAMES[family].read_text().split()
+    except OSError:  # its module is not loaded
+        return []
 
 
 def _accepted(expressions: list[dict[str, Any]]) -> tuple[str, str] | None:

@@ -27,7 +27,7 @@ from cni_bridge.firewall.nftables_elements import (
     owned_elements,
 )
 from cni_bridge.firewall.nftables_layout import CONDITIONAL_CHAIN, INET, LINK_SETS, TABLES, render_base, rule_comment
-from cni_bridge.firewall.nftables_lookup import element_comment, elements, has_table, rule_comments, rule_handles
+from cni_bridge.firewall.nftables_lookup import Lookup
 from cni_bridge.policy import Policy, Publication
 from cni_bridge.tag import MARK, key_of_tag, network_tag, owner_key
 from ipam.api import Address, Owner
@@ -40,6 +40,14 @@ class NftablesFirewall:
 
     def __init__(self) -> None:
         self._nft: Nftables | None = None
+        self._lookup: Lookup | None = None
+        self._whole: dict[str, int] = {}  # tables whose base was whole, each with the generation of the rules then
+
+    def close(self) -> None:
+        """Close what was opened; in the thread that used it."""
+        if self._lookup is not None:
+            self._lookup.close()
+            self._lookup = None
 
     def apply(self, policy: Policy) -> None:
         """See `Firewall.apply`."""
@@ -47,9 +55,9 @@ class NftablesFirewall:
         stale = [each.delete() for each in self._links_not_trusted(policy)]
         if any(conditional_rules(policy)):
             stale += self._conditional_rules(owner_key(policy.owner))
-        self._run("\n".join([*stale, _render([policy])]), f"apply the rules of {policy.owner}")
+        self._declare([policy], stale, f"apply the rules of {policy.owner}")
         if policy.link is not None:
-            ensure_forward_accepted(self._connect(), policy.owner.network, policy.link.link)
+            ensure_forward_accepted(self._connect(), self._look, policy.owner.network, policy.link.link)
 
     def restore(self, policies: Sequence[Policy]) -> None:
         """See `Firewall.restore`."""
@@ -60,13 +68,13 @@ class NftablesFirewall:
         ]
         keys = {owner_key(each.owner) for each in policies if any(conditional_rules(each))}
         stale = [command for key in keys for command in self._conditional_rules(key)]
-        self._run("\n".join([*stale, _render(taken)]), f"restore the rules of {len(policies)} attachments")
+        self._declare(taken, stale, f"restore the rules of {len(policies)} attachments")
         for network, link in {(each.owner.network, each.link.link) for each in policies if each.link is not None}:
-            ensure_forward_accepted(self._connect(), network, link)
+            ensure_forward_accepted(self._connect(), self._look, network, link)
 
     def is_flushed(self) -> bool:
         """See `Firewall.is_flushed`."""
-        return not self.unusable() and not has_table(INET)
+        return not self.unusable() and not self._look.has_table(INET)
 
     def remove(self, policy: Policy) -> None:
         """See `Firewall.remove`."""
@@ -88,7 +96,7 @@ class NftablesFirewall:
         differing += [each for each in wanted if not self._comment(each)]
         found += [f"nftables element {each.key} of {each.container}" for each in differing]
         if policy.link is not None:
-            found += missing_forward_accept(self._connect(), policy.owner.network, policy.link.link)
+            found += missing_forward_accept(self._connect(), self._look, policy.owner.network, policy.link.link)
         conditional = list(conditional_rules(policy))
         if conditional and len(self._conditional_rules(own)) != len(conditional):
             found.append(f"nftables rules in chain {CONDITIONAL_CHAIN} that publish on a condition")
@@ -129,7 +137,7 @@ class NftablesFirewall:
         links = [each.key.strip('"') for each in self._listed(INET, "networks") if key_of_tag(each.comment) == own]
         self._sweep(lambda each: key_of_tag(each.comment) == own, only=LINK_SETS)
         if links:
-            forget_forward_accept(self._connect(), network, links)
+            forget_forward_accept(self._connect(), self._look, network, links)
         return links
 
     def evict(self, key: str) -> None:
@@ -140,7 +148,7 @@ class NftablesFirewall:
         """See `Firewall.unusable`."""
         try:
             self._connect()
-            has_table(INET)
+            self._look.has_table(INET)
         except CniError as error:
             return error.msg
         return ""
@@ -148,7 +156,7 @@ class NftablesFirewall:
     def _base(self, table: str) -> Iterator[str]:
         """The rules of the base that are missing, in words."""
         for chain in TABLES[table].chains:
-            present = rule_comments(table, chain.name)
+            present = self._look.rule_comments(table, chain.name)
             for comment in map(rule_comment, chain.rules):
                 if comment not in present:
                     yield f'nftables rule "{comment}" of chain {chain.name} in table {table}'
@@ -157,7 +165,7 @@ class NftablesFirewall:
         """Remove what is stale, of `only` these sets if any are named; where nftables does not work, nothing is."""
         if self.unusable():
             return
-        for handle, comment in rule_handles(INET, CONDITIONAL_CHAIN) if not only else ():
+        for handle, comment in self._look.rule_handles(INET, CONDITIONAL_CHAIN) if not only else ():
             element = Element(table=INET, set_name=CONDITIONAL_CHAIN, key="", comment=comment)
             if stale(element):
                 self._run(f"delete rule {INET} {CONDITIONAL_CHAIN} handle {handle}", "remove stale rules")
@@ -222,25 +230,46 @@ class NftablesFirewall:
         """The commands that delete the owner's conditional rules."""
         return [
             f"delete rule {INET} {CONDITIONAL_CHAIN} handle {handle}"
-            for handle, comment in rule_handles(INET, CONDITIONAL_CHAIN)
+            for handle, comment in self._look.rule_handles(INET, CONDITIONAL_CHAIN)
             if key_of_tag(comment) == key
         ]
 
     def _listed(self, table: str, name: str) -> Iterator[Element]:
         """The elements of the set or map that are ours."""
-        for key, data, comment in elements(table, name, *declared_types(table, name)):
+        for key, data, comment in self._look.elements(table, name, *declared_types(table, name)):
             if comment.startswith(MARK):
                 yield Element(table=table, set_name=name, key=key, comment=comment, data=data)
 
     def _comment(self, element: Element) -> str:
         """The comment of an element, found by its key; empty if it is not there."""
-        return element_comment(element.table, element.set_name, element.key, element.types)
+        return self._look.element_comment(element.table, element.set_name, element.key, element.types)
+
+    def _declare(self, policies: Sequence[Policy], stale: Sequence[str], purpose: str) -> None:
+        """Make the policies hold in one transaction: with the base, unless that is known to be there.
+
+        It is as long as nobody has changed any rules since it was; else it is looked at, which takes less than to
+        declare it. What was `stale` goes before.
+        """
+        before = self._look.generation()
+        tables = {each.table for policy in policies for each in (*owned_elements(policy), *link_elements(policy)[0])}
+        known = {table for table, generation in self._whole.items() if generation == before}
+        torn = [table for table in tables - known if any(self._base(table))]
+        commands = [*(render_base(TABLES[table]) for table in torn), *stale, *_elements(policies)]
+        self._run("\n".join(commands), purpose)
+        after = self._look.generation()
+        self._whole = dict.fromkeys(known | tables, after) if after in (before, before + 1) else {}
 
     def _run(self, commands: str, purpose: str) -> None:
         try:
             self._connect().run(commands)
         except NftError as error:
             raise FirewallFailed(f"nftables: cannot {purpose}: {error}") from None
+
+    @property
+    def _look(self) -> Lookup:
+        if self._lookup is None:
+            self._lookup = Lookup()
+        return self._lookup
 
     def _connect(self) -> Nftables:
         if self._nft is None:
@@ -253,14 +282,13 @@ class NftablesFirewall:
         return self._nft
 
 
-def _render(policies: Sequence[Policy]) -> str:
-    """The commands that make the policies hold: the base, what belongs to owners, and what holds for links."""
+def _elements(policies: Sequence[Policy]) -> list[str]:
+    """The commands that make the policies hold: what belongs to owners, and what holds for links."""
     owned = [element for policy in policies for element in owned_elements(policy)]
     shared = [link_elements(policy) for policy in policies]
     wanted = list(dict.fromkeys(each for there, _ in shared for each in there))
     unwanted = dict.fromkeys(each for _, gone in shared for each in gone if each not in wanted)
-    tables = dict.fromkeys(each.table for each in (*owned, *wanted))
-    commands = [render_base(TABLES[name]) for name in tables]
+    commands: list[str] = []
     for each in unwanted:
         commands += list(each.replace())[:2]  # added and deleted: gone, whether it was there or not
     for each in (*owned, *wanted):
@@ -268,7 +296,7 @@ def _render(policies: Sequence[Policy]) -> str:
     commands += [
         f"add rule {INET} {CONDITIONAL_CHAIN} {rule}" for policy in policies for rule in conditional_rules(policy)
     ]
-    return "\n".join(commands)
+    return commands
 
 
 def _addresses(policy: Policy) -> set[Address]:

@@ -10,11 +10,12 @@ import socket
 from collections.abc import Iterator
 from ipaddress import ip_address
 
+from cni_bridge import trace
 from cni_bridge.cni.errors import KernelRefused
 from cni_bridge.netlink_messages import (
     NLM_F_ACK,
     NLM_F_DUMP,
-    ask,
+    NetlinkSocket,
     attribute,
     iterate_attributes,
     nested,
@@ -39,65 +40,107 @@ _LINK_NAME_SIZE = 16
 _SIZES = {"ifname": 16, "inet_proto": 1, "inet_service": 2, "ether_addr": 6, "ipv4_addr": 4, "ipv6_addr": 16}
 
 
-def has_table(table: str) -> bool:
-    """Whether the table, such as `inet filter`, is there; `KernelRefused` where there is no nftables."""
-    family, name = table.split()
-    answers = ask(_NETLINK_NETFILTER, _GET_TABLE, NLM_F_DUMP, _header(family), what="list nftables tables")
-    return any(_text(parse_attributes(each[4:])[_TABLE]) == name for each in answers)
+class Lookup:
+    """Asks in the network namespace of the thread that makes it. `KernelRefused` where there is no nftables."""
 
+    def __init__(self) -> None:
+        self._socket = NetlinkSocket(_NETLINK_NETFILTER)
 
-def drops_by_default(table: str, chain: str) -> bool:
-    """Whether the chain is there and has the policy drop."""
-    family, name = table.split()
-    question = _header(family) + attribute(_TABLE, _string(name)) + attribute(_CHAIN_NAME, _string(chain))
-    answers = _ask_one(_GET_CHAIN, question, f"read chain {chain} of {table}")
-    return any(parse_attributes(each[4:]).get(_CHAIN_POLICY) == _POLICY_DROP for each in answers)
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
 
+    def has_table(self, table: str) -> bool:
+        """Whether the table, such as `inet filter`, is there."""
+        family, name = table.split()
+        question = _header(family) + attribute(_TABLE, _string(name))
+        return bool(self._ask_one(_GET_TABLE, question, f"look for nftables table {table}"))
 
-def rule_comments(table: str, chain: str) -> list[str]:
-    """The comments of the chain's rules, in order; none if it is not there."""
-    return [_comment(each.get(_RULE_USERDATA, b"")) for each in _rules(table, chain)]
+    def drops_by_default(self, table: str, chain: str) -> bool:
+        """Whether the chain is there and has the policy drop."""
+        family, name = table.split()
+        question = _header(family) + attribute(_TABLE, _string(name)) + attribute(_CHAIN_NAME, _string(chain))
+        answers = self._ask_one(_GET_CHAIN, question, f"read chain {chain} of {table}")
+        return any(parse_attributes(each[4:]).get(_CHAIN_POLICY) == _POLICY_DROP for each in answers)
 
+    def rule_comments(self, table: str, chain: str) -> list[str]:
+        """The comments of the chain's rules, in order; none if it is not there."""
+        return [_comment(each.get(_RULE_USERDATA, b"")) for each in self._rules(table, chain)]
 
-def _rules(table: str, chain: str) -> list[dict[int, bytes]]:
-    family, name = table.split()
-    question = _header(family) + attribute(_TABLE, _string(name)) + attribute(_SECOND, _string(chain))
-    answers = _list(_GET_RULE, question, f"list chain {chain} of {table}")
-    return [parse_attributes(each[4:]) for each in answers]
+    def rule_handles(self, table: str, chain: str) -> list[tuple[int, str]]:
+        """The handles of the chain's rules, by which they are deleted, and their comments; none if it is not there."""
+        return [
+            (int.from_bytes(each[_RULE_HANDLE], "big"), _comment(each.get(_RULE_USERDATA, b"")))
+            for each in self._rules(table, chain)
+        ]
 
+    def _rules(self, table: str, chain: str) -> list[dict[int, bytes]]:
+        family, name = table.split()
+        question = _header(family) + attribute(_TABLE, _string(name)) + attribute(_SECOND, _string(chain))
+        answers = self._list(_GET_RULE, question, f"list chain {chain} of {table}")
+        return [parse_attributes(each[4:]) for each in answers]
 
-def rule_handles(table: str, chain: str) -> list[tuple[int, str]]:
-    """The handles of the chain's rules, by which they are deleted, and their comments; none if it is not there."""
-    return [
-        (int.from_bytes(each[_RULE_HANDLE], "big"), _comment(each.get(_RULE_USERDATA, b"")))
-        for each in _rules(table, chain)
-    ]
+    def element_comment(self, table: str, set_name: str, key: str, types: list[str]) -> str:
+        """The comment of the element with that key, as nftables text, of a set of these types; empty without one."""
+        family, name = table.split()
+        question = _header(family) + attribute(_TABLE, _string(name)) + attribute(_SECOND, _string(set_name))
+        question += nested(_ELEMENTS, nested(_ELEMENT, nested(_KEY, attribute(_VALUE, pack_key(key, types)))))
+        answers = self._ask_one(_GET_ELEMENT, question, f"read set {set_name} of {table}")
+        for each in answers:
+            elements = parse_attributes(each[4:]).get(_ELEMENTS, b"")
+            element = parse_attributes(parse_attributes(elements).get(_ELEMENT, b""))
+            return _comment(element.get(_ELEMENT_USERDATA, b""))
+        return ""
 
+    def elements(
+        self, table: str, set_name: str, types: list[str], data_types: list[str]
+    ) -> Iterator[tuple[str, str, str]]:
+        """Every element of the set or map: its key and its data as nftables text, and its comment."""
+        family, name = table.split()
+        question = _header(family) + attribute(_TABLE, _string(name)) + attribute(_SECOND, _string(set_name))
+        for answer in self._list(_GET_ELEMENT, question, f"list set {set_name} of {table}"):
+            for _, packed in iterate_attributes(parse_attributes(answer[4:]).get(_ELEMENTS, b"")):
+                element = parse_attributes(packed)
+                key = _value(element.get(_KEY, b""))
+                end = _value(element.get(_KEY_END, b"")) or key
+                data = unpack(_value(element.get(_DATA, b"")), data_types)
+                yield (
+                    _range(unpack(key, types), unpack(end, types)),
+                    data,
+                    _comment(element.get(_ELEMENT_USERDATA, b"")),
+                )
 
-def element_comment(table: str, set_name: str, key: str, types: list[str]) -> str:
-    """The comment of the element with that key, as nftables text, of a set of these types; empty if it is not there."""
-    family, name = table.split()
-    question = _header(family) + attribute(_TABLE, _string(name)) + attribute(_SECOND, _string(set_name))
-    question += nested(_ELEMENTS, nested(_ELEMENT, nested(_KEY, attribute(_VALUE, pack_key(key, types)))))
-    answers = _ask_one(_GET_ELEMENT, question, f"read set {set_name} of {table}")
-    for each in answers:
-        elements = parse_attributes(each[4:]).get(_ELEMENTS, b"")
-        element = parse_attributes(parse_attributes(elements).get(_ELEMENT, b""))
-        return _comment(element.get(_ELEMENT_USERDATA, b""))
-    return ""
+    def _list(self, kind: int, question: bytes, what: str) -> list[bytes]:
+        """A listing of one moment; nothing if what is to be listed is not there.
 
+        One of several messages is torn when somebody changes the rules meanwhile, and not every kernel says so.
+        """
+        trace.count("listings")
+        answers: list[bytes] = []
+        for _ in range(_ATTEMPTS):
+            before = self.generation()
+            try:
+                answers = self._socket.ask(kind, NLM_F_DUMP, question, what=what)
+            except KernelRefused as error:
+                if error.errno == errno.ENOENT:
+                    return []
+                raise
+            if len(answers) < 2 or self.generation() == before:
+                break
+        return answers
 
-def elements(table: str, set_name: str, types: list[str], data_types: list[str]) -> Iterator[tuple[str, str, str]]:
-    """Every element of the set or map: its key and its data as nftables text, and its comment."""
-    family, name = table.split()
-    question = _header(family) + attribute(_TABLE, _string(name)) + attribute(_SECOND, _string(set_name))
-    for answer in _list(_GET_ELEMENT, question, f"list set {set_name} of {table}"):
-        for _, packed in iterate_attributes(parse_attributes(answer[4:]).get(_ELEMENTS, b"")):
-            element = parse_attributes(packed)
-            key = _value(element.get(_KEY, b""))
-            end = _value(element.get(_KEY_END, b"")) or key
-            data = unpack(_value(element.get(_DATA, b"")), data_types)
-            yield _range(unpack(key, types), unpack(end, types)), data, _comment(element.get(_ELEMENT_USERDATA, b""))
+    def generation(self) -> int:
+        """The number of the rules' last change."""
+        (answer,) = self._ask_one(_GET_GENERATION, _header("inet"), "read the generation of the rules")
+        return int.from_bytes(parse_attributes(answer[4:])[_GENERATION_ID], "big")
+
+    def _ask_one(self, kind: int, question: bytes, what: str) -> list[bytes]:
+        try:
+            return self._socket.ask(kind, NLM_F_ACK, question, what=what)
+        except KernelRefused as error:
+            if error.errno == errno.ENOENT:
+                return []
+            raise
 
 
 def _value(nested_value: bytes) -> bytes:
@@ -151,42 +194,6 @@ def _pack(part: str, kind: str) -> bytes:
         case "ether_addr":
             return bytes.fromhex(part.replace(":", ""))
     return ip_address(part).packed
-
-
-def _list(kind: int, question: bytes, what: str) -> list[bytes]:
-    """A listing of one moment; nothing if what is to be listed is not there.
-
-    One of several messages is torn when somebody changes the rules meanwhile, and not every kernel says so.
-    """
-    answers: list[bytes] = []
-    for _ in range(_ATTEMPTS):
-        before = _generation()
-        try:
-            answers = ask(_NETLINK_NETFILTER, kind, NLM_F_DUMP, question, what=what)
-        except KernelRefused as error:
-            if error.errno == errno.ENOENT:
-                return []
-            raise
-        if len(answers) < 2 or _generation() == before:
-            break
-    return answers
-
-
-def _generation() -> bytes:
-    """The number of the rules' last change."""
-    return b"".join(
-        parse_attributes(each[4:]).get(_GENERATION_ID, b"")
-        for each in _ask_one(_GET_GENERATION, _header("inet"), "read the generation of the rules")
-    )
-
-
-def _ask_one(kind: int, question: bytes, what: str) -> list[bytes]:
-    try:
-        return ask(_NETLINK_NETFILTER, kind, NLM_F_ACK, question, what=what)
-    except KernelRefused as error:
-        if error.errno == errno.ENOENT:
-            return []
-        raise
 
 
 def _header(family: str) -> bytes:

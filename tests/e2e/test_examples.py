@@ -76,16 +76,19 @@ def test_commands_of_the_readme(host: Host, tmp_path: Path) -> None:
     (conflist,) = (tmp_path / "etc/cni/net.d").iterdir()
     assert conflist.name == "10-bridge-nat.conflist"
     scripts = [each for each in (tmp_path / "opt/cni-bridge/bin").iterdir() if is_ours(each)]
-    assert sorted(each.name for each in scripts) == ["cni-bridge", "cni-bridgectl", "cni-ipam", "ipamd"]
+    assert sorted(each.name for each in scripts) == OURS
 
     printed = host.run("sh", "-c", "\n".join(map(below, others))).stdout
     assert '"address": "10.77.0.2/24"' in printed
     host.assert_nothing_left()
 
 
+OURS = ["cni-bridge", "cni-bridge-oneshot", "cni-bridgectl", "cni-bridged", "cni-ipam", "ipamd"]
+
+
 def is_ours(script: Path) -> bool:
-    """Whether an installed script runs this project's code."""
-    return any(b"from %s" % each in script.read_bytes()[:4096] for each in (b"cni_bridge", b"ipam"))
+    """Whether an installed program is this project's: it imports its code, or asks its daemon."""
+    return any(each in script.read_bytes() for each in (b"from cni_bridge", b"from ipam", b"cni-bridged.sock"))
 
 
 def test_demo() -> None:

@@ -129,6 +129,28 @@ def test_install_disturbs_no_program_that_runs(host: Host, tmp_path: Path) -> No
     assert set(said) == {b"well"}
 
 
+@pytest.mark.skipif((BIN / "cni-bridge").read_bytes()[:4] != b"\x7fELF", reason="there was no C compiler")
+def test_install_of_copies_that_need_nothing_else(host: Host, tmp_path: Path) -> None:
+    program = (BIN / "cni-bridge").read_bytes()
+    for _ in range(2):
+        assert ctl(host, "install", "--copy", tmp_path).stderr == "", "nothing is asked: it is the same program"
+        assert installed(tmp_path) == {name: tmp_path / name for name in NAMES}
+        assert all(each.read_bytes() == program and each.stat().st_mode == 0o100755 for each in tmp_path.iterdir())
+    assert ctl(host, "install", tmp_path).stderr == ""
+    assert installed(tmp_path) == dict.fromkeys(NAMES, BIN / "cni-bridge")
+
+
+def test_install_copies_no_program_that_needs_python(host: Host, tmp_path: Path) -> None:
+    (tmp_path / "cni-bridge").write_text("#!python")
+    (tmp_path / "cni-bridgectl").write_bytes((BIN / "cni-bridgectl").read_bytes())
+    (tmp_path / "cni-bridgectl").chmod(0o755)
+    (tmp_path / "to").mkdir()
+    done = host.run(tmp_path / "cni-bridgectl", "install", "--copy", tmp_path / "to", check=False)
+    assert done.returncode == 1
+    assert f"{tmp_path}/cni-bridge was built without a C compiler" in done.stderr
+    assert installed(tmp_path / "to") == {}
+
+
 @pytest.fixture
 def directory(host: Host, tmp_path: Path) -> CniDir:
     """A directory into which all plugins are installed."""

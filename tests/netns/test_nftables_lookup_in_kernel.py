@@ -15,14 +15,7 @@ from cni_bridge.cni.ports import Protocol
 from cni_bridge.datapath import netns
 from cni_bridge.firewall.nftables_elements import Element, declared_types, link_elements, owned_elements
 from cni_bridge.firewall.nftables_layout import BRIDGE, INET, TABLES, render_base, rule_comment
-from cni_bridge.firewall.nftables_lookup import (
-    drops_by_default,
-    element_comment,
-    elements,
-    has_table,
-    rule_comments,
-    rule_handles,
-)
+from cni_bridge.firewall.nftables_lookup import Lookup
 from cni_bridge.policy import LinkPolicy, Masquerade, OpenPorts, Policy, Publication, Shield, SpoofCheck
 from cni_bridge.tag import MAX_LENGTH
 from ipam.api import Owner
@@ -121,7 +114,7 @@ SETS = [(table.name, name) for table in TABLES.values() for name in table.sets]
 def test_elements_are_those_that_nft_lists(inside: Host) -> None:
     made = fill(inside)
     for table, name in SETS:
-        found = sorted(elements(table, name, *declared_types(table, name)))
+        found = sorted(Lookup().elements(table, name, *declared_types(table, name)))
         assert found == of_set(inside, table, name), name
         assert found == sorted(
             (each.key, each.data, each.comment) for each in made if (each.table, each.set_name) == (table, name)
@@ -134,11 +127,11 @@ def test_an_element_is_found_by_its_key_and_no_other_is(inside: Host) -> None:
     keys = {(each.table, each.set_name, each.key) for each in made}
     for each in made:
         single = re.sub(r"-\d+$", "", each.key)
-        assert element_comment(each.table, each.set_name, single, each.types) == each.comment, each
+        assert Lookup().element_comment(each.table, each.set_name, single, each.types) == each.comment, each
         other = single.replace("10.88.0.", "10.99.0.").replace("fd00:88:", "fd00:99:").replace("veth", "vet")
         other = re.sub(r"(tcp|udp|sctp) \. ", r"\1 . 1", other).replace('cni0"', 'cni1"').replace('cni2"', 'cni"')
         if other != single and (each.table, each.set_name, other) not in keys and len(other.split(" . ")[-1]) < 6:
-            assert element_comment(each.table, each.set_name, other, each.types) == "", other
+            assert Lookup().element_comment(each.table, each.set_name, other, each.types) == "", other
 
 
 @pytest.mark.parametrize("set_name", ["publish_run4", "publish_run_at6", "snat_run4"])
@@ -149,7 +142,7 @@ def test_a_run_is_found_by_each_of_its_ports(inside: Host, set_name: str) -> Non
     first, last = map(int, ports.split("-"))
     assert last - first == COUNT - 1
     for port in range(first - 2, last + 3):
-        found = element_comment(INET, set_name, f"{before} . {port}", run.types)
+        found = Lookup().element_comment(INET, set_name, f"{before} . {port}", run.types)
         assert found == (run.comment if first <= port <= last else ""), port
 
 
@@ -164,9 +157,9 @@ def test_comments_of_any_length_that_fits(inside: Host, length: int) -> None:
         "add chain ip t c",
         f'add rule ip t c counter comment "{comment}"',
     )
-    assert element_comment("ip t", "s", "1.2.3.4", ["ipv4_addr"]) == comment
-    assert list(elements("ip t", "s", ["ipv4_addr"], [])) == [("1.2.3.4", "", comment)]
-    assert rule_comments("ip t", "c") == [comment]
+    assert Lookup().element_comment("ip t", "s", "1.2.3.4", ["ipv4_addr"]) == comment
+    assert list(Lookup().elements("ip t", "s", ["ipv4_addr"], [])) == [("1.2.3.4", "", comment)]
+    assert Lookup().rule_comments("ip t", "c") == [comment]
 
 
 def test_thousands_of_elements_are_all_listed_once(inside: Host) -> None:
@@ -182,14 +175,14 @@ def test_thousands_of_elements_are_all_listed_once(inside: Host) -> None:
             for port in range(16, 65_000, 32)
         ),
     )
-    found = list(elements(INET, "publish4", *declared_types(INET, "publish4")))
+    found = list(Lookup().elements(INET, "publish4", *declared_types(INET, "publish4")))
     assert len(found) == len(keys) == 5000
     assert {key: data for key, data, _ in found} == keys
     assert {each for _, _, each in found} == {comment}
-    runs = list(elements(INET, "publish_run4", *declared_types(INET, "publish_run4")))
+    runs = list(Lookup().elements(INET, "publish_run4", *declared_types(INET, "publish_run4")))
     expected = [(f"tcp . {port}-{port + 15}", "10.88.0.2", str(port)) for port in range(16, 65_000, 32)]
     assert sorted(runs) == sorted(expected)
-    assert element_comment(INET, "publish_run4", "tcp . 32031", ["inet_proto", "inet_service"]) == "32016"
+    assert Lookup().element_comment(INET, "publish_run4", "tcp . 32031", ["inet_proto", "inet_service"]) == "32016"
 
 
 def test_a_listing_is_of_one_moment_though_others_change_it_meanwhile(inside: Host) -> None:
@@ -208,7 +201,7 @@ def test_a_listing_is_of_one_moment_though_others_change_it_meanwhile(inside: Ho
     program = inside.start("sh", "-c", script)
     seen = []
     for _ in range(60):
-        found = [key for key, _, _ in elements("ip t", "s", ["ipv4_addr"], [])]
+        found = [key for key, _, _ in Lookup().elements("ip t", "s", ["ipv4_addr"], [])]
         assert len(found) == len(set(found))
         assert set(found) in (steady, steady | changing)
         seen.append(len(found))
@@ -223,23 +216,25 @@ def test_rules_are_found_with_their_handles_in_order(inside: Host) -> None:
         for chain in table.chains:
             listed = json.loads(inside.run("nft", "-j", "list", "chain", *table.name.split(), chain.name).stdout)
             rules = [each["rule"] for each in listed["nftables"] if "rule" in each]
-            assert rule_handles(table.name, chain.name) == [(each["handle"], each.get("comment", "")) for each in rules]
+            assert Lookup().rule_handles(table.name, chain.name) == [
+                (each["handle"], each.get("comment", "")) for each in rules
+            ]
             more = ["", "last"] if (table.name, chain.name) == (INET, "forward") else []
             expected = [*more[:1], *map(rule_comment, chain.rules), *more[1:]]
-            assert rule_comments(table.name, chain.name) == expected
-    nft(inside, *(f"delete rule {INET} raw handle {handle}" for handle, _ in rule_handles(INET, "raw")[:1]))
-    assert rule_comments(INET, "raw") == ["as if from this host itself"]
+            assert Lookup().rule_comments(table.name, chain.name) == expected
+    nft(inside, *(f"delete rule {INET} raw handle {handle}" for handle, _ in Lookup().rule_handles(INET, "raw")[:1]))
+    assert Lookup().rule_comments(INET, "raw") == ["as if from this host itself"]
 
 
 @pytest.mark.parametrize("there", [False, True], ids=["no table", "no set and no chain"])
 @pytest.mark.parametrize(
     "look",
     [
-        lambda: element_comment("inet t", "s", "1.2.3.4", ["ipv4_addr"]),
-        lambda: list(elements("inet t", "s", ["ipv4_addr"], [])),
-        lambda: rule_comments("inet t", "c"),
-        lambda: rule_handles("inet t", "c"),
-        lambda: drops_by_default("inet t", "c"),
+        lambda: Lookup().element_comment("inet t", "s", "1.2.3.4", ["ipv4_addr"]),
+        lambda: list(Lookup().elements("inet t", "s", ["ipv4_addr"], [])),
+        lambda: Lookup().rule_comments("inet t", "c"),
+        lambda: Lookup().rule_handles("inet t", "c"),
+        lambda: Lookup().drops_by_default("inet t", "c"),
     ],
     ids=["element_comment", "elements", "rule_comments", "rule_handles", "drops_by_default"],
 )
@@ -256,7 +251,7 @@ def test_where_it_would_be_is_not_there(inside: Host, look: Callable[[], object]
 
 
 def test_a_table_is_told_by_family_and_whole_name(inside: Host) -> None:
-    assert not any(has_table(f"{family} filter") for family in ("ip", "ip6", "inet", "bridge"))
+    assert not any(Lookup().has_table(f"{family} filter") for family in ("ip", "ip6", "inet", "bridge"))
     nft(inside, "add table ip filter", "add table inet cni_bridge_too", "add table bridge nat")
     expected = {
         "ip filter": True,
@@ -269,7 +264,7 @@ def test_a_table_is_told_by_family_and_whole_name(inside: Host) -> None:
         BRIDGE: False,
         "inet cni_bridge_too": True,
     }
-    assert {each: has_table(each) for each in expected} == expected
+    assert {each: Lookup().has_table(each) for each in expected} == expected
 
 
 def test_a_chain_drops_by_its_policy_only(inside: Host) -> None:
@@ -284,6 +279,6 @@ def test_a_chain_drops_by_its_policy_only(inside: Host) -> None:
         "add chain ip6 filter FORWARD { type filter hook forward priority 0; }",
     )
     drops = [(table, chain) for table in ("ip filter", "ip6 filter") for chain in ("FORWARD", "INPUT", "DOCKER-USER")]
-    assert [each for each in drops if drops_by_default(*each)] == [("ip filter", "FORWARD")]
+    assert [each for each in drops if Lookup().drops_by_default(*each)] == [("ip filter", "FORWARD")]
     nft(inside, "add chain ip filter FORWARD { policy accept; }", "add chain ip6 filter FORWARD { policy drop; }")
-    assert [each for each in drops if drops_by_default(*each)] == [("ip6 filter", "FORWARD")]
+    assert [each for each in drops if Lookup().drops_by_default(*each)] == [("ip6 filter", "FORWARD")]

@@ -140,8 +140,8 @@ def _entries(subnet: Network, number: int) -> Iterator[Entry]:
 async def _filled(settings: Settings, subnet: Network, number: int) -> AsyncIterator[LocalIpam]:
     """An IPAM that has given so many addresses of the subnet."""
 
-    async def fill(txn: Transaction) -> None:
-        await txn.put(_entries(subnet, number))
+    def fill(txn: Transaction) -> None:
+        txn.put(_entries(subnet, number))
 
     store = await Store.open(settings.database, patience=settings.patience)
     try:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_interface
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ipam.blobs import blob_number, from_blob, from_number, number_blob, to_blob, to_number
+from ipam.blobs import blob_number, from_blob, from_number, number_blob, to_blob, to_number, with_prefix
 
 few = settings(max_examples=100, deadline=None, database=None)
 
@@ -22,6 +22,12 @@ def test_an_address_survives_its_blob_and_its_number(text: str) -> None:
     assert from_blob(to_blob(address)) == address
     assert from_number(to_number(address)) == address
     assert number_blob(to_number(address)) == to_blob(address)
+
+
+@pytest.mark.parametrize("text", ["10.0.0.1/24", "0.0.0.1/32", "fd00::1/64", "::1/128", "::/0"])
+def test_an_address_with_its_prefix(text: str) -> None:
+    expected = ip_interface(text)
+    assert with_prefix(ip_address(str(expected.ip)), expected.network.prefixlen) == expected
 
 
 @pytest.mark.parametrize(

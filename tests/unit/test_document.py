@@ -156,10 +156,7 @@ def an_idle_network(node: Node) -> None:
 
 
 def a_network_without_pools(node: Node) -> None:
-    async def job(txn: Any) -> None:
-        await txn.track("net1", "{}", datetime.now(UTC))
-
-    node.run(node.store.write(job))
+    node.run(node.store.write(lambda txn: txn.track("net1", "{}", datetime.now(UTC))))
 
 
 def a_drawn_fact(node: Node) -> None:

@@ -95,6 +95,23 @@ def test_rest_is_cut_short_for_the_last_address_only_and_said(node: Node, caplog
         node.add("w", sets=SETS)
 
 
+def test_what_a_shared_transaction_undid_is_said_once(node: Node, caplog: pytest.LogCaptureFixture) -> None:
+    fill(node)
+    node.delete("c")
+
+    def mishap(_: object) -> None:
+        raise ValueError("so that each job is run again alone")
+
+    async def both() -> None:
+        allocating = node.ipam.allocate(wanted("x", sets=SETS))
+        _, failure = await asyncio.gather(allocating, node.store.write(mishap), return_exceptions=True)
+        assert isinstance(failure, ValueError)
+
+    node.run(both())
+    assert node.holders()["10.0.0.4"] == "x"
+    assert warnings(caplog) == ['network "net1" has no other address: 10.0.0.4 is given before its rest is over']
+
+
 def test_the_longest_rest_is_found_across_ranges_and_reboots(node: Node) -> None:
     sets = range_sets(["10.0.0.0/30", "10.0.1.0/30", "10.0.2.0/30"])
     fill(node, "abc", sets)

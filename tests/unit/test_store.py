@@ -7,13 +7,14 @@ import os
 import sqlite3
 import stat
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
 from ipaddress import ip_address, ip_interface
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
@@ -149,9 +150,9 @@ def test_an_address_has_one_row_in_a_network(database: Path) -> None:
 
 
 def test_a_job_that_is_refused_changes_nothing_and_hinders_no_other(database: Path) -> None:
-    async def refusal(txn: Transaction) -> None:
-        async with txn.savepoint():
-            await txn.put([entry(replace(LEASE, owner=owner("c2"), address=ip_interface("10.0.0.3/24")))])
+    def refusal(txn: Transaction) -> None:
+        with txn.savepoint():
+            txn.put([entry(replace(LEASE, owner=owner("c2"), address=ip_interface("10.0.0.3/24")))])
             raise AddressTaken("in the middle")
 
     async def story(store: Store) -> None:
@@ -165,13 +166,105 @@ def test_a_job_that_is_refused_changes_nothing_and_hinders_no_other(database: Pa
     assert taken_runs(database) == (Run(first=number, next=number + 1),)
 
 
+def test_a_disk_that_gets_full_within_a_savepoint_is_reported_as_full(database: Path) -> None:
+    """SQLite undoes the whole transaction then, savepoint and all."""
+
+    def job(txn: Transaction) -> None:
+        txn._connection.execute("PRAGMA max_page_count = 1")  # as many as there are
+        with txn.savepoint():
+            txn.track("net1", "x" * 100_000, LEASE.since)
+
+    async def story(store: Store) -> None:
+        with pytest.raises(StoreFull, match="disk is full"):
+            await store.write(job)
+        await store.write(lambda txn: txn.put([entry(LEASE)]))
+
+    on(database, story)
+    assert known(database) == [entry(LEASE)]
+
+
+class Held:
+    """A job that stays in its transaction until it is let go."""
+
+    def __init__(self, *, raises: bool = False) -> None:
+        self.began = threading.Event()
+        self.may_end = threading.Event()
+        self._raises = raises
+
+    def __call__(self, txn: Transaction) -> None:
+        txn.put([entry(LEASE)])
+        self.began.set()
+        assert self.may_end.wait(10)
+        if self._raises:
+            raise ValueError("when nobody listens any more")
+
+
+@pytest.mark.parametrize("raises", [False, True])
+@pytest.mark.parametrize("way", [Store.write, Store.read, Store.free])
+def test_a_job_whose_caller_is_cancelled_goes_to_its_end(
+    database: Path, way: Callable[[Store, Held], Coroutine[Any, Any, None]], raises: bool
+) -> None:
+    async def story(store: Store) -> None:
+        job = Held(raises=raises)
+        caller = asyncio.create_task(way(store, job))
+        await asyncio.to_thread(job.began.wait, 10)
+        caller.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await caller
+        next_ = asyncio.create_task(store.write(Transaction.touch))
+        job.may_end.set()
+        await next_
+
+    on(database, story)
+    assert known(database) == ([] if raises else [entry(LEASE)])
+
+
+@pytest.mark.parametrize("way", [Store.write, Store.read, Store.free])
+def test_a_job_whose_caller_is_cancelled_before_its_turn_is_left_out(
+    database: Path, way: Callable[[Store, Callable[[Transaction], None]], Coroutine[Any, Any, None]]
+) -> None:
+    ran: list[Transaction] = []
+
+    async def story(store: Store) -> None:
+        before = Held()
+        first = asyncio.create_task(store.write(before))
+        await asyncio.to_thread(before.began.wait, 10)
+        caller = asyncio.create_task(way(store, ran.append))
+        await asyncio.sleep(0.01)
+        caller.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await caller
+        before.may_end.set()
+        await first
+        await store.write(Transaction.touch)
+
+    on(database, story)
+    assert ran == []
+
+
+def test_closing_waits_for_the_job_that_runs(database: Path) -> None:
+    async def story(store: Store) -> None:
+        job = Held()
+        caller = asyncio.create_task(store.write(job))
+        await asyncio.to_thread(job.began.wait, 10)
+        closing = asyncio.create_task(store.close())
+        await asyncio.sleep(0.01)
+        assert not closing.done()
+        job.may_end.set()
+        await closing
+        assert caller.done()
+
+    on(database, story)
+    assert known(database) == [entry(LEASE)]
+
+
 def test_only_what_gives_addresses_back_gets_the_room_held_in_reserve(database: Path) -> None:
     reserve = database.with_name("ipam.reserve")
 
-    async def while_there_is_room(txn: Transaction) -> None:
+    def while_there_is_room(txn: Transaction) -> None:
         if reserve.exists():
             raise StoreFull("as long as the reserve is there")
-        await txn.put([entry(LEASE)])
+        txn.put([entry(LEASE)])
 
     async def story(store: Store) -> None:
         await store.write(Transaction.touch)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 import pytest
 
 from ipam.errors import AddressTaken, StoreBusy
 from ipam.writer import MOST_AT_ONCE, Writer
 
-Job = Callable[[list[str]], Awaitable[str]]
+T = TypeVar("T")
+Job = Callable[[list[str]], str]
 
 
 class Journal:
@@ -27,13 +27,12 @@ class Journal:
         self.may_commit.set()
         self.commits = asyncio.Event()
 
-    @asynccontextmanager
-    async def begin(self) -> AsyncIterator[list[str]]:
+    async def transact(self, work: Callable[[list[str]], T]) -> T:
         if self.no_begin:
             raise self.no_begin.pop()
         done: list[str] = []
         try:
-            yield done
+            result = work(done)
             self.commits.set()
             await self.may_commit.wait()
             if self.no_commit:
@@ -42,12 +41,13 @@ class Journal:
             self.undone.append(done)
             raise
         self.committed.append(done)
+        return result
 
 
 def does(name: str) -> Job:
     """A job that writes its name and answers with it."""
 
-    async def job(txn: list[str]) -> str:
+    def job(txn: list[str]) -> str:
         txn.append(name)
         return name
 
@@ -57,7 +57,7 @@ def does(name: str) -> Job:
 def fails(error: Exception) -> Job:
     """A job that changes nothing and raises."""
 
-    async def job(_: list[str]) -> str:
+    def job(_: list[str]) -> str:
         raise error
 
     return job
@@ -68,7 +68,7 @@ def told(story: Callable[[Writer, Journal], Coroutine[Any, Any, None]]) -> Journ
 
     async def run() -> Journal:
         journal = Journal()
-        writer = Writer(journal.begin)
+        writer = Writer(journal.transact)
         try:
             await story(writer, journal)
         finally:
