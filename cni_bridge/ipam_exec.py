@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
+from cni_bridge import trace
 from cni_bridge.cni.errors import CniError, Code
 from cni_bridge.cni.fields import parse_object
 from cni_bridge.cni.request import Command, Request
@@ -90,6 +91,7 @@ class ExecIpam:
         return environment
 
     async def _run(self, command: Command, owner: Owner | None) -> bytes:
+        trace.count("processes")
         # A pipe of our own: asyncio waits for the end of its own ones, which a grandchild may keep open.
         reading, writing = os.pipe()
         with os.fdopen(reading, "rb", buffering=0) as stdout:

@@ -6,6 +6,7 @@ They live in the run directory: what they describe (links, rules) does not survi
 
 from __future__ import annotations
 
+import errno
 import glob
 import json
 import logging
@@ -56,13 +57,15 @@ class Records(Generic[R]):
         """Keep the attachment, whole or not at all."""
         path = self._path(attachment.owner)
         draft = path.with_name(f".{path.name}.new")  # the owner's lock is held: nobody else writes it
-        text = json.dumps({"format": FORMAT, "attachment": encode(attachment)})
+        text = json.dumps({"format": FORMAT, "attachment": encode(attachment)}).encode()
         try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            draft.unlink(missing_ok=True)
-            fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            with open(fd, "w") as file:
-                file.write(text)
+            fd = _create(draft)
+            try:
+                written = os.write(fd, text)
+            finally:
+                os.close(fd)
+            if written != len(text):  # the file system is full
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             draft.rename(path)
         except OSError as error:
             draft.unlink(missing_ok=True)
@@ -91,7 +94,11 @@ class Records(Generic[R]):
 
     def is_empty(self, network: str) -> bool:
         """Whether the network has no attachment."""
-        return next((self._directory / file_name(network)).glob("*.json"), None) is None
+        try:
+            with os.scandir(self._directory / file_name(network)) as entries:
+                return not any(each.name.endswith(".json") for each in entries)
+        except FileNotFoundError:
+            return True
 
     def of_container(self, container_id: str) -> Iterator[R]:
         """The container's attachments to all networks; by the names of the files, so that few are read."""
@@ -132,3 +139,15 @@ class Records(Generic[R]):
             raise CniError(
                 Code.IO_FAILURE, f"attachment record {path} cannot be read: {error}", "remove it and repeat the request"
             ) from None
+
+
+def _create(draft: Path) -> int:
+    """A descriptor of a new file; what a request that was killed left there goes, and its folder is made if need be."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    try:
+        return os.open(draft, flags, 0o600)
+    except FileExistsError:
+        draft.unlink(missing_ok=True)
+    except FileNotFoundError:
+        draft.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return os.open(draft, flags, 0o600)

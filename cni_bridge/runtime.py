@@ -89,7 +89,11 @@ class Runtime:
 
     async def default_backend(self) -> Backend:
         """The firewall for attachments whose configuration names none: nftables where it works."""
-        reason = await self.on_host(self.firewalls[Backend.NFTABLES].unusable)
+        return await self.on_host(self.best_backend)
+
+    def best_backend(self) -> Backend:
+        """The same, in the kernel thread."""
+        reason = self.firewalls[Backend.NFTABLES].unusable()
         if reason:
             log.info("using iptables, for nftables does not work here: %s", reason)
         return Backend.IPTABLES if reason else Backend.NFTABLES

@@ -245,15 +245,20 @@ async def _finish(rt: Runtime, attachment: Attachment, target: netns.Netns) -> N
         ) from None
 
 
+def _look_at_host(rt: Runtime, conf: NetConf) -> tuple[Backend, int, bool]:
+    """The firewall for the attachment, the MTU of the uplink if that counts, and whether the firewall works."""
+    backend = rt.best_backend() if conf.ip_masq or conf.is_gateway else Backend.NFTABLES
+    uplink_mtu = 0 if conf.mtu else rt.datapath.uplink_mtu()
+    return backend, uplink_mtu, backend == Backend.NFTABLES or not rt.firewalls[backend].unusable()
+
+
 async def _planner(
     rt: Runtime, conf: NetConf, request: Request, target: netns.Netns, addresses: IpamConf
 ) -> Callable[[Allocation | None], Attachment]:
     """The plan as a function of what IPAM answers, None as long as it has not."""
-    backend = await rt.default_backend() if conf.ip_masq or conf.is_gateway else Backend.NFTABLES
-    works = backend == Backend.NFTABLES or not await rt.on_host(rt.firewalls[backend].unusable)
+    backend, uplink_mtu, works = await rt.on_host(_look_at_host, rt, conf)
     if not works and conf.is_gateway and not conf.as_reference:
         log.warning("no firewall works here: nothing keeps other networks from network %s", request.owner.network)
-    uplink_mtu = 0 if conf.mtu else await rt.on_host(rt.datapath.uplink_mtu)
     return partial(
         plan,
         conf,

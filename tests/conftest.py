@@ -4,13 +4,67 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 
+from tests.support import bridged, ways
 from tests.support.host import BIN, Host
+from tests.support.ways import Way
 
 NEEDS_ROOT = ("netns", "e2e", "contract")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--way` says how the calls of plugins in tests of the whole are served."""
+    parser.addoption(
+        "--way",
+        choices=["spread", *Way],
+        default="spread",
+        help="how plugins are served: each test in one of the ways, always the same (spread), or all in this one",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tell the marks."""
+    config.addinivalue_line("markers", "oneshot(reason): the test cannot be run with a daemon beside it")
+    config.addinivalue_line("markers", "every_way: the test is run in each way in which a request can be served")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run what is marked so in every way."""
+    if metafunc.definition.get_closest_marker("every_way"):
+        way = metafunc.config.getoption("--way")
+        metafunc.fixturenames.append("way")
+        metafunc.parametrize("way", list(Way) if way == "spread" else [Way(way)], ids=str)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Choose the way of the test, for the hosts that it makes."""
+    bridged.recent.clear()
+    ways.chosen = _way_of(item)
+    item.user_properties.append(("way", str(ways.chosen)))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Tell a failed test's way, and what its daemons said."""
+    report = yield
+    if report.failed:
+        report.sections.append(("served in this way", f"{ways.chosen}, as with --way={ways.chosen}"))
+        report.sections += [("cni-bridged", each.said()) for each in bridged.recent]
+    return report
+
+
+def _way_of(item: pytest.Item) -> Way:
+    if "tests/e2e/" not in item.nodeid or item.get_closest_marker("oneshot"):
+        return Way.ONESHOT
+    if item.get_closest_marker("every_way"):
+        assert isinstance(item, pytest.Function)
+        return Way(item.callspec.params["way"])
+    way = item.config.getoption("--way")
+    return ways.drawn(item.nodeid) if way == "spread" else Way(way)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -57,6 +111,7 @@ def serve_ipam(host: Host, ipam_path: str) -> None:
 
 def start_ipamd(host: Host) -> None:
     """Start `ipamd` and wait until its socket is there."""
+    host.do_without_daemon()
     host.start(BIN / "ipamd")
     deadline = time.monotonic() + 10
     while host.run("test", "-S", "/run/cni-bridge/ipamd.sock", check=False).returncode != 0:

@@ -16,7 +16,7 @@ def configure_container(inside: Netlink, spec: ContainerSpec, former: tuple[Inte
 
     `former` are addresses that an earlier request of the same owner gave it. Those of anybody else stay.
     """
-    link = _present(inside, spec)
+    link = present(inside, spec)
     _set_sysctls(spec)
     for stale in set(former) - set(spec.addresses):
         inside.delete_address(link.index, stale)
@@ -27,20 +27,19 @@ def configure_container(inside: Netlink, spec: ContainerSpec, former: tuple[Inte
     return link
 
 
-def has_own_addresses(inside: Netlink, spec: ContainerSpec) -> bool:
+def has_own_addresses(inside: Netlink, link: Link, spec: ContainerSpec) -> bool:
     """Whether duplicate address detection has found the addresses free (RFC 4862, section 5.4), if it is wanted."""
     if not spec.dad or not any(each.version == 6 for each in spec.addresses):
         return True
-    states = [each for each in inside.addresses(_present(inside, spec).index) if each.address in spec.addresses]
+    states = [each for each in inside.addresses(link.index) if each.address in spec.addresses]
     failed = [str(each.address) for each in states if each.dad_failed]
     if failed:
         raise KernelRefused(f"address {', '.join(failed)} is in use by somebody else on this bridge (DAD failed)")
     return not any(each.tentative for each in states)
 
 
-def finish_container(inside: Netlink, spec: ContainerSpec) -> None:
+def finish_container(inside: Netlink, link: Link, spec: ContainerSpec) -> None:
     """Give the interface its routes and let the neighbours know it."""
-    link = _present(inside, spec)
     for route in spec.routes:
         inside.append_route(link.index, route)
     if spec.up:
@@ -107,7 +106,8 @@ def _set_sysctls(spec: ContainerSpec) -> None:
     sysctl.write(f"ipv6/conf/{spec.ifname}/accept_dad", "1" if spec.dad else "0")
 
 
-def _present(inside: Netlink, spec: ContainerSpec) -> Link:
+def present(inside: Netlink, spec: ContainerSpec) -> Link:
+    """The interface as it is; it has to be there."""
     link = inside.link(spec.ifname)
     if link is None:
         raise KernelRefused(f"interface {spec.ifname} vanished from the container while it was set up")

@@ -18,6 +18,7 @@ from cni_bridge.datapath.container import (
     finish_container,
     has_own_addresses,
     missing_container,
+    present,
 )
 from cni_bridge.datapath.messages import Link
 from cni_bridge.datapath.netlink import Netlink
@@ -92,7 +93,7 @@ class Datapath:
             bridge_mac=link.mac if link.index == bridge.index else bridge.mac,
             gateway_mac=link.mac,
             container_mac=container.mac,
-            ready=self.finish(attachment, target),
+            ready=self._finish(attachment, target, container),
             changed=effects.in_words(),
         )
 
@@ -101,13 +102,18 @@ class Datapath:
 
         False if that is not so yet: whoever asks can wait, but this thread has others to serve.
         """
+        return self._finish(attachment, target, None)
+
+    def _finish(self, attachment: Attachment, target: Netns, link: Link | None) -> bool:
         spec = attachment.container
+        if spec.up and not port.is_forwarding(self._host, attachment.port.name):
+            return False
         with self._sockets.inside(target) as inside:
-            passes = not spec.up or port.is_forwarding(self._host, attachment.port.name)
-            if passes and has_own_addresses(inside, spec):
-                finish_container(inside, spec)
-                return True
-        return False
+            link = link or present(inside, spec)
+            if not has_own_addresses(inside, link, spec):
+                return False
+            finish_container(inside, link, spec)
+        return True
 
     def detach_unrecorded(self, owner: Owner, bridge: str, path: str, passed: int | None = None) -> bool:
         """Delete what the owner may have without a record: its own veth, or the container's veth to the bridge.

@@ -36,6 +36,7 @@ _U32 = struct.Struct("=I")
 
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER = 1, 3, 4, 5, 10
 _IFLA_TXQLEN, _IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_GROUP, _IFLA_NET_NS_FD, _IFLA_LINK_NETNSID = 13, 18, 20, 27, 28, 37
+_WITHOUT_STATISTICS = attribute(29, struct.pack("=I", 1 << 3))  # IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS
 _INFO_KIND, _INFO_DATA, _INFO_SLAVE_KIND, _INFO_SLAVE_DATA = 1, 2, 4, 5
 _VETH_INFO_PEER = 1
 _BRPORT_STATE, _BRPORT_MODE, _BRPORT_ISOLATED = 1, 4, 33
@@ -127,6 +128,11 @@ def link_request(
     }
     parts += [attribute(kind, _U32.pack(number)) for kind, number in numbers.items() if number is not None]
     return b"".join([*parts, info])
+
+
+def link_question(*, index: int = 0, name: str = "", master: int | None = None) -> bytes:
+    """A message that asks for a link, or lists those with that master."""
+    return link_request(index=index, name=name, master=master, info=_WITHOUT_STATISTICS)
 
 
 def kind_info(kind: str) -> bytes:

@@ -14,6 +14,7 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
+from cni_bridge import trace
 from cni_bridge.cni.errors import KernelRefused
 from cni_bridge.datapath import messages
 from cni_bridge.datapath.messages import (
@@ -29,6 +30,7 @@ from cni_bridge.datapath.messages import (
     Link,
     RouteState,
     address_request,
+    link_question,
     link_request,
 )
 from cni_bridge.netlink_messages import (
@@ -68,11 +70,11 @@ class Netlink:
 
     def link(self, name: str) -> Link | None:
         """The link of that name."""
-        return self._get(link_request(name=name), f"read link {name}")
+        return self._get(link_question(name=name), f"read link {name}")
 
     def link_at(self, index: int) -> Link | None:
         """The link with that index."""
-        return self._get(link_request(index=index), f"read link {index}")
+        return self._get(link_question(index=index), f"read link {index}")
 
     def nsid(self, fd: int) -> int:
         """The number that this socket's namespace has for the one of that descriptor; `NO_NSID` if it has none."""
@@ -93,11 +95,13 @@ class Netlink:
 
     def links(self) -> list[Link]:
         """Every link: for what is done now and then, never for one attachment."""
-        return [messages.parse_link(each) for each in self._ask(_RTM_GETLINK, NLM_F_DUMP, link_request(), "list links")]
+        return [
+            messages.parse_link(each) for each in self._ask(_RTM_GETLINK, NLM_F_DUMP, link_question(), "list links")
+        ]
 
     def ports(self, bridge: Link) -> list[Link]:
         """The ports of the bridge."""
-        question = link_request(master=bridge.index)
+        question = link_question(master=bridge.index)
         answers = self._ask(_RTM_GETLINK, NLM_F_DUMP, question, f"list the ports of {bridge.name}")
         return [link for each in answers if (link := messages.parse_link(each)).master == bridge.index]
 
@@ -231,6 +235,7 @@ class Netlink:
 
     def all_addresses(self) -> list[tuple[int, Interface]]:
         """Every address of every link, with the link's index."""
+        trace.count("listings")
         answers = self._ask(_RTM_GETADDR, NLM_F_DUMP, address_request(0), "list addresses")
         return [(link, state.address) for link, state in map(messages.parse_address, answers)]
 
@@ -298,6 +303,8 @@ class Netlink:
         return self.link_at(index) if index else None
 
     def _routes(self, family: int, link: int | None = None) -> list[RouteState]:
+        if link is None:
+            trace.count("listings")
         question = messages.routes_request(family, link)
         try:
             answers = self._ask(_RTM_GETROUTE, NLM_F_DUMP, question, "list routes")

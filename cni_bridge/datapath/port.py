@@ -17,24 +17,35 @@ _NATIVE_VLAN = 1  # of a trunk without an access VLAN, as with the reference
 
 def ensure_port(host: Netlink, inside: Netlink, bridge: Link, attachment: Attachment, netns: Netns) -> None:
     """Make the veth pair, or adopt the one that an earlier request of the same owner made."""
-    spec, container = attachment.port, attachment.container
-    link = host.link(spec.name)
-    if link is None or not host.leads_to(link, inside, netns.fd, container.ifname):
-        if link is not None:
-            _require_free(inside, container.ifname, netns)
-            host.delete_link(spec.name)  # its other end is in an earlier namespace of this container, or renamed
-        _make(host, inside, bridge, attachment, netns)
-        host.set_up_port(spec.name, alias=spec.alias, hairpin=spec.hairpin, isolated=spec.isolated)
-        sysctl.write_if_there(f"ipv6/conf/{spec.name}/accept_ra", "0")
-    else:
-        if link.master != bridge.index:
-            host.set_link(link.index, master=bridge.index)
-        if spec.mtu and link.mtu != spec.mtu:
-            host.set_link(link.index, mtu=spec.mtu)
-        if not link.up:
-            host.set_up(link.index)
-        if (link.hairpin, link.isolated) != (spec.hairpin, spec.isolated):
-            host.set_port(link.index, hairpin=spec.hairpin, isolated=spec.isolated)
+    spec, ifname = attachment.port, attachment.container.ifname
+    try:
+        _make(host, bridge, attachment, netns)
+    except KernelRefused as error:
+        if error.errno != errno.EEXIST:
+            raise
+        link = host.link(spec.name)
+        if link is not None and host.leads_to(link, inside, netns.fd, ifname):
+            _adopt(host, bridge, link, spec)
+            return
+        _require_free(inside, ifname, netns)
+        host.delete_link(spec.name)  # its other end is in an earlier namespace of this container, or renamed
+        _make(host, bridge, attachment, netns)
+
+
+def _adopt(host: Netlink, bridge: Link, link: Link, spec: PortSpec) -> None:
+    if link.master != bridge.index:
+        host.set_link(link.index, master=bridge.index)
+    if spec.mtu and link.mtu != spec.mtu:
+        host.set_link(link.index, mtu=spec.mtu)
+    if not link.up:
+        host.set_up(link.index)
+    _set_up(host, bridge, spec)
+
+
+def _set_up(host: Netlink, bridge: Link, spec: PortSpec) -> None:
+    """What cannot be said when the veth is made."""
+    host.set_up_port(spec.name, alias=spec.alias, hairpin=spec.hairpin, isolated=spec.isolated)
+    sysctl.write_if_there(f"ipv6/conf/{spec.name}/accept_ra", "0")
     if spec.vlan or spec.vlan_trunk:
         _ensure_vlans(host, bridge, _present(host, spec.name), spec)
 
@@ -77,7 +88,7 @@ def _require_free(inside: Netlink, ifname: str, netns: Netns) -> None:
         )
 
 
-def _make(host: Netlink, inside: Netlink, bridge: Link, attachment: Attachment, netns: Netns) -> None:
+def _make(host: Netlink, bridge: Link, attachment: Attachment, netns: Netns) -> None:
     spec, container = attachment.port, attachment.container
     try:
         host.add_veth(
@@ -89,9 +100,8 @@ def _make(host: Netlink, inside: Netlink, bridge: Link, attachment: Attachment, 
             peer_mac=container.mac,
             peer_netns=netns.fd,
         )
+        _set_up(host, bridge, spec)
     except KernelRefused as error:
-        if error.errno == errno.EEXIST:
-            _require_free(inside, container.ifname, netns)
         if error.errno == errno.EXFULL:
             raise KernelRefused(
                 f"bridge {bridge.name} is full: the kernel allows {MAX_PORTS} ports; spread the containers over bridges"

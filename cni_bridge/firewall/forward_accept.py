@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cni_bridge import trace
 from cni_bridge.cni.errors import FirewallFailed
 from cni_bridge.firewall.libnftables import Nftables, NftError
 from cni_bridge.firewall.nftables_lookup import Lookup
@@ -87,19 +88,24 @@ def _chains(nft: Nftables, look: Lookup) -> Iterator[_Chain]:
             rules = [each["rule"] for each in user or forward if "rule" in each]
             accepts = frozenset(found for each in rules if (found := _accepted(each["expr"])))
             yield _Chain(tool=tool, name="DOCKER-USER" if user else "FORWARD", accepts=accepts)
-        legacy = _found(f"{_TOOLS[family]}-legacy") if "filter" in _legacy_tables(family) else ""
+        legacy = _found(f"{_TOOLS[family]}-legacy") if "filter" in _legacy_tables(family).split() else ""
         if legacy:
             saved = _run(legacy, "-S").splitlines()
             if "-P FORWARD DROP" in saved:
                 yield _legacy_chain(legacy, saved)
 
 
-def _legacy_tables(family: int) -> list[str]:
-    """The tables of legacy iptables that are in use."""
+def legacy_tables() -> tuple[str, ...]:
+    """The tables of legacy iptables that are in use, of each family as a text."""
+    return tuple(map(_legacy_tables, _LEGACY_NAMES))
+
+
+def _legacy_tables(family: int) -> str:
     try:
-        return _LEGACY_NAMES[family].read_text().split()
+        with open(_LEGACY_NAMES[family]) as names:
+            return names.read()
     except OSError:  # its module is not loaded
-        return []
+        return ""
 
 
 def _accepted(expressions: list[dict[str, Any]]) -> tuple[str, str] | None:
@@ -136,6 +142,7 @@ def _run(tool: str, *words: str) -> str:
     path = shutil.which(tool, path=_PATH) or tool
     # To look needs no lock, which some other program may hold for long.
     environment = {**os.environ, "XTABLES_LOCKFILE": "/dev/null"} if words[0] == "-S" else None
+    trace.count("processes")
     try:
         done = subprocess.run(
             [path, "-w", str(_PATIENCE), *words],

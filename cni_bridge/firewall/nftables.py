@@ -7,13 +7,14 @@ transaction, so a flush is repaired by the next attachment.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from cni_bridge.cni.errors import CniError, FirewallFailed
 from cni_bridge.firewall.forward_accept import (
     ensure_forward_accepted,
     forget_forward_accept,
+    legacy_tables,
     missing_forward_accept,
 )
 from cni_bridge.firewall.libnftables import Nftables, NftError
@@ -28,7 +29,7 @@ from cni_bridge.firewall.nftables_elements import (
 )
 from cni_bridge.firewall.nftables_layout import CONDITIONAL_CHAIN, INET, LINK_SETS, TABLES, render_base, rule_comment
 from cni_bridge.firewall.nftables_lookup import Lookup
-from cni_bridge.policy import Policy, Publication
+from cni_bridge.policy import LinkPolicy, Policy, Publication
 from cni_bridge.tag import MARK, key_of_tag, network_tag, owner_key
 from ipam.api import Address, Owner
 
@@ -41,7 +42,7 @@ class NftablesFirewall:
     def __init__(self) -> None:
         self._nft: Nftables | None = None
         self._lookup: Lookup | None = None
-        self._whole: dict[str, int] = {}  # tables whose base was whole, each with the generation of the rules then
+        self._known = _Known()
 
     def close(self) -> None:
         """Close what was opened; in the thread that used it."""
@@ -52,12 +53,8 @@ class NftablesFirewall:
     def apply(self, policy: Policy) -> None:
         """See `Firewall.apply`."""
         self._evict_former_owners(policy)
-        stale = [each.delete() for each in self._links_not_trusted(policy)]
-        if any(conditional_rules(policy)):
-            stale += self._conditional_rules(owner_key(policy.owner))
+        stale = self._conditional_rules(owner_key(policy.owner)) if any(conditional_rules(policy)) else []
         self._declare([policy], stale, f"apply the rules of {policy.owner}")
-        if policy.link is not None:
-            ensure_forward_accepted(self._connect(), self._look, policy.owner.network, policy.link.link)
 
     def restore(self, policies: Sequence[Policy]) -> None:
         """See `Firewall.restore`."""
@@ -68,9 +65,8 @@ class NftablesFirewall:
         ]
         keys = {owner_key(each.owner) for each in policies if any(conditional_rules(each))}
         stale = [command for key in keys for command in self._conditional_rules(key)]
+        self._known.forget()
         self._declare(taken, stale, f"restore the rules of {len(policies)} attachments")
-        for network, link in {(each.owner.network, each.link.link) for each in policies if each.link is not None}:
-            ensure_forward_accepted(self._connect(), self._look, network, link)
 
     def is_flushed(self) -> bool:
         """See `Firewall.is_flushed`."""
@@ -134,6 +130,7 @@ class NftablesFirewall:
         if self.unusable():
             return ()
         own = network_tag(network)
+        self._known.forget()
         links = [each.key.strip('"') for each in self._listed(INET, "networks") if key_of_tag(each.comment) == own]
         self._sweep(lambda each: key_of_tag(each.comment) == own, only=LINK_SETS)
         if links:
@@ -146,11 +143,13 @@ class NftablesFirewall:
 
     def unusable(self) -> str:
         """See `Firewall.unusable`."""
-        try:
-            self._connect()
-            self._look.has_table(INET)
-        except CniError as error:
-            return error.msg
+        if self._lookup is None or self._nft is None:  # what a kernel can do does not change
+            try:
+                self._connect()
+                self._look.has_table(INET)
+            except CniError as error:
+                self.close()
+                return error.msg
         return ""
 
     def _base(self, table: str) -> Iterator[str]:
@@ -245,25 +244,42 @@ class NftablesFirewall:
         return self._look.element_comment(element.table, element.set_name, element.key, element.types)
 
     def _declare(self, policies: Sequence[Policy], stale: Sequence[str], purpose: str) -> None:
-        """Make the policies hold in one transaction: with the base, unless that is known to be there.
+        """Make the policies hold in one transaction; what was `stale` goes before.
 
-        It is as long as nobody has changed any rules since it was; else it is looked at, which takes less than to
-        declare it. What was `stale` goes before.
+        As long as nobody else has changed any rules, the base and what holds for a link are as we left them, and need
+        not be said again. Otherwise the base is looked at, which takes less than to declare it.
         """
-        before = self._look.generation()
-        tables = {each.table for policy in policies for each in (*owned_elements(policy), *link_elements(policy)[0])}
-        known = {table for table, generation in self._whole.items() if generation == before}
-        torn = [table for table in tables - known if any(self._base(table))]
-        commands = [*(render_base(TABLES[table]) for table in torn), *stale, *_elements(policies)]
-        self._run("\n".join(commands), purpose)
-        after = self._look.generation()
-        self._whole = dict.fromkeys(known | tables, after) if after in (before, before + 1) else {}
+        known = self._known
+        if self._state() != known.state:
+            known.forget()
+        owned = [each for policy in policies for each in owned_elements(policy)]
+        places = {_place(each): each for each in policies if each.link is not None}
+        links = {place: each for place, each in places.items() if place not in known.links}
+        shared = [link_elements(each) for each in links.values()]
+        tables = {each.table for each in owned} | {each.table for there, _ in shared for each in there}
+        torn = [table for table in tables - known.tables if any(self._base(table))]
+        distrusted = [each.delete() for policy in links.values() for each in self._links_not_trusted(policy)]
+        base = (render_base(TABLES[table]) for table in torn)
+        known.state = known.state or self._state()
+        self._run("\n".join([*base, *stale, *distrusted, *_commands(policies, owned, shared)]), purpose)
+        for network, link in links:
+            ensure_forward_accepted(self._connect(), self._look, network, link.link)
+        known.tables.update(tables)
+        known.links.update(links)
 
     def _run(self, commands: str, purpose: str) -> None:
+        before = self._state()
         try:
             self._connect().run(commands)
         except NftError as error:
+            self._known.forget()
             raise FirewallFailed(f"nftables: cannot {purpose}: {error}") from None
+        if before == self._known.state:
+            self._known.state = (before[0] + 1, before[1])  # unless somebody else came between, which shows next time
+
+    def _state(self) -> tuple[int, tuple[str, ...]]:
+        """What is another number or text after somebody has changed rules."""
+        return self._look.generation(), legacy_tables()
 
     @property
     def _look(self) -> Lookup:
@@ -282,10 +298,32 @@ class NftablesFirewall:
         return self._nft
 
 
-def _elements(policies: Sequence[Policy]) -> list[str]:
+@dataclass(slots=True)
+class _Known:
+    """What is known to be as we left it, as long as the host's rules are in that state."""
+
+    state: object = None
+    tables: set[str] = field(default_factory=set)
+    links: set[tuple[str, LinkPolicy]] = field(default_factory=set)  # what holds for a network's link
+
+    def forget(self) -> None:
+        """Know nothing."""
+        self.state = None
+        self.tables.clear()
+        self.links.clear()
+
+
+def _place(policy: Policy) -> tuple[str, LinkPolicy]:
+    assert policy.link is not None
+    return policy.owner.network, policy.link
+
+
+def _commands(
+    policies: Sequence[Policy],
+    owned: Sequence[Element],
+    shared: Sequence[tuple[tuple[Element, ...], tuple[Element, ...]]],
+) -> list[str]:
     """The commands that make the policies hold: what belongs to owners, and what holds for links."""
-    owned = [element for policy in policies for element in owned_elements(policy)]
-    shared = [link_elements(policy) for policy in policies]
     wanted = list(dict.fromkeys(each for there, _ in shared for each in there))
     unwanted = dict.fromkeys(each for _, gone in shared for each in gone if each not in wanted)
     commands: list[str] = []

@@ -13,9 +13,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.support import ways
+from tests.support.bridged import Bridged
+from tests.support.ways import Way
+
 BIN = Path(sys.executable).parent
 REFERENCE = Path("/usr/lib/cni")
+_CLIENTS = ("cni-bridge", "cni-ipam")
 _PRIVATE = ("/run", "/var/lib/cni", "/var/lib/cni-bridge", "/etc/cni-bridge", "/etc/cni")
+# Prints the leases in a database, for what `cni-bridgectl` needs to start is longer than most tests.
+_LEASED = """
+import os, sqlite3, sys
+if os.path.exists(sys.argv[1]):
+    database = sqlite3.connect(f"file:{sys.argv[1]}?mode=ro", uri=True)
+    for each in database.execute("SELECT * FROM addresses WHERE container_id IS NOT NULL"):
+        print(*each)
+"""
 
 Json = dict[str, Any]
 
@@ -57,11 +70,17 @@ class Answer:
 
 @dataclass
 class Host:
-    """A namespace that plays a host. `bridge_nf` is its `net.bridge.bridge-nf-call-*tables`."""
+    """A namespace that plays a host. `bridge_nf` is its `net.bridge.bridge-nf-call-*tables`.
+
+    `way` is how its calls of plugins are served; a daemon is started for the first one.
+    """
 
     bridge_nf: bool = False
     environment: dict[str, str] = field(default_factory=dict)
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    way: Way = field(default_factory=lambda: ways.chosen)
+    daemon: Bridged | None = field(default=None, init=False)
+    _is_clean: bool = field(default=False, init=False)  # as of the last look, after which nobody asked for anything
 
     def __post_init__(self) -> None:
         for directory in _PRIVATE:
@@ -71,6 +90,7 @@ class Host:
                 *(f"mount -t tmpfs -o mode=755 tmpfs {directory}" for directory in _PRIVATE),
                 "mount -t sysfs sysfs /sys",
                 "mkdir /run/netns",
+                *(f"mount --bind {ways.python_client()} {BIN}/{name}" for name in _CLIENTS if self.way == Way.PYTHON),
                 "ip link set lo up",
                 "echo ready",
                 "exec sleep infinity",
@@ -86,6 +106,25 @@ class Host:
 
     def close(self) -> None:
         """End what was started, and what that has started in turn; the namespaces go with their last process."""
+        try:
+            self.stop_daemon()
+            if self._is_clean:
+                self.assert_nothing_left()
+        finally:
+            self._end()
+
+    def stop_daemon(self) -> None:
+        """Stop the daemon that was started for calls of plugins, as a service manager does."""
+        daemon, self.daemon = self.daemon, None
+        if daemon is not None:
+            daemon.stop()
+
+    def do_without_daemon(self) -> None:
+        """Have each call served by a process of its own from now on, for what the test starts would be in the way."""
+        self.stop_daemon()
+        self.way = Way.ONESHOT
+
+    def _end(self) -> None:
         for process in self.processes:
             process.kill()
             process.wait()
@@ -183,6 +222,8 @@ class Host:
         if command in ("GC", "STATUS"):
             variables |= {"CNI_CONTAINERID": "", "CNI_NETNS": "", "CNI_IFNAME": ""}
         words = BIN / plugin if isinstance(plugin, str) else plugin
+        self.start_daemon()
+        self._is_clean = False
         done = self.run(
             words,
             stdin=text if isinstance(text, bytes) else text.encode(),
@@ -191,6 +232,11 @@ class Host:
             timeout=timeout,
         )
         return Answer(done.returncode, done.stdout, done.stderr)
+
+    def start_daemon(self) -> None:
+        """Start the daemon that is to serve calls, if there is to be one and it does not run."""
+        if self.way != Way.ONESHOT and self.daemon is None:
+            self.daemon = Bridged(self, BIN / "cni-bridged").started()
 
     def links(self, netns: str = "") -> dict[str, Json]:
         """The links by name, with details."""
@@ -236,10 +282,12 @@ class Host:
     def assert_nothing_left(self) -> None:
         """No link, lease, rule, record or lock of any attachment."""
         assert not [name for name in self.links() if name.startswith("veth")]
-        assert self.leases() == []
+        state = self.environment.get("CNI_BRIDGE_STATE_DIR", "/var/lib/cni-bridge")
+        assert self.run(sys.executable, "-IS", "-c", _LEASED, f"{state}/ipam.db").stdout == ""
         assert self.nft_elements() == []
         assert self.iptables_rules() == []
         assert self.files("/run/cni-bridge/attachments", "/run/cni-bridge/locks", "/var/lib/cni/networks/*/1*") == []
+        self._is_clean = True
 
     def ping(self, address: str, netns: str = "", *, reached: bool = True, wait: int = 1) -> None:
         """Whether the address answers, which must be as said."""

@@ -47,6 +47,7 @@ class Ipamd:
     """A running daemon."""
 
     def __init__(self, host: Host, *words: str | Path, env: Mapping[str, str] | None = None) -> None:
+        host.do_without_daemon()
         self.host = host
         self.process: subprocess.Popen[bytes] = host.start(*words, BIN / "ipamd", stderr=subprocess.PIPE, env=env)
 
