@@ -14,6 +14,7 @@ test: .venv/installed
 	$(BIN)/pytest -n auto --dist worksteal
 
 bench: .venv/installed
+	$(BIN)/python -m tests.perf.bench_attach
 	$(BIN)/python -m tests.perf.bench_ipam
 	$(BIN)/python -m tests.perf.bench_ports
 

@@ -15,9 +15,12 @@ PROTOCOL = 1
 DECLINED = 255  # the status that says: run it yourself, nothing was done
 BODY_LIMIT = 24 << 20  # bytes; more than the most that may be on standard input, with any environment
 
+GREETING_PATIENCE = 0.3  # seconds until a silent daemon counts as absent
+
 HEADER = struct.Struct("!I")
 _GREETING = struct.Struct("!4sBxH")
 _REPLY = struct.Struct("!IIB")
+GREETING_SIZE = _GREETING.size
 
 
 class BadFrame(Exception):
@@ -36,6 +39,11 @@ class Call:
 def render_greeting(patience: int) -> bytes:
     """What the daemon sends first; `patience`: seconds that the client is to wait for the reply."""
     return _GREETING.pack(MAGIC, PROTOCOL, min(patience, 0xFFFF))
+
+
+def is_greeting(data: bytes) -> bool:
+    """Whether these bytes are what the daemon sends first."""
+    return len(data) == GREETING_SIZE and _GREETING.unpack(data)[:2] == (MAGIC, PROTOCOL)
 
 
 def parse_call(body: bytes) -> Call:

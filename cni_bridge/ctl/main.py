@@ -7,7 +7,7 @@ import os
 import click
 from click.shell_completion import get_completion_class
 
-from cni_bridge.ctl import auditing, changing, hosting, looking, moving, publishing
+from cni_bridge.ctl import auditing, changing, health, hosting, looking, moving, publishing
 from ipam.settings import BadSettings, load
 
 
@@ -17,7 +17,7 @@ from ipam.settings import BadSettings, load
 def main(context: click.Context) -> None:
     """Shows and changes what cni-bridge knows of this host's containers and addresses.
 
-    It asks ipamd if that runs, and else reads the lease database itself.
+    It asks cni-bridged or ipamd if one runs, and else reads the lease database itself.
     """
     try:
         context.obj = load(os.environ)
@@ -35,6 +35,7 @@ def completion(shell: str) -> None:
 
 
 for command in (
+    health.health,
     looking.pools,
     looking.leases,
     looking.show_one,

@@ -106,3 +106,13 @@ def test_units_start_what_is_installed() -> None:
     assert "ExecStart=/opt/cni-bridge/bin/ipamd\n" in service
     assert f"User={user}\n" in service
     assert f"ListenStream={Settings().ipamd_socket}\n" in socket
+
+
+def test_units_of_the_daemon_name_its_program_and_its_sockets() -> None:
+    service = (ROOT / "packaging/systemd/cni-bridged.service").read_text()
+    socket = (ROOT / "packaging/systemd/cni-bridged.socket").read_text()
+    assert "ExecStart=/opt/cni-bridge/bin/cni-bridged\n" in service
+    assert re.findall("^ListenStream=(.*)", socket, re.MULTILINE) == [
+        str(Settings().bridged_socket),
+        str(Settings().ipamd_socket),
+    ]

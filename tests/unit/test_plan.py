@@ -30,7 +30,9 @@ from tests.support.calls import OWNER, refusal, request
 
 NETNS = NetnsRef(path="/run/netns/c1", device=4, inode=4026532000)
 DEFAULT4, DEFAULT6 = Route(dst=ip_network("0.0.0.0/0")), Route(dst=ip_network("::/0"))
-MADE = Made(bridge_mac="02:00:00:00:00:01", gateway_mac="02:00:00:00:00:02", container_mac="02:00:00:00:00:03")
+MADE = Made(
+    bridge_mac="02:00:00:00:00:01", gateway_mac="02:00:00:00:00:02", container_mac="02:00:00:00:00:03", ready=True
+)
 
 
 def conf(**keys: object) -> NetConf:

@@ -125,6 +125,10 @@ def test_a_relative_directory_in_the_environment_is_refused(file: Path, name: st
         ("ipamd: {group: 5}", "ipamd.group is 5, expected a group name"),
         ("ipamd: {max_clients: 0}", "ipamd.max_clients 0 is less than 1"),
         ("ipamd: {max_clients: many}", "ipamd.max_clients is 'many', expected a whole number"),
+        ("bridged: {unknown: 1}", "unknown key bridged.unknown; known are max_requests, serve_ipam"),
+        ("bridged: {max_requests: 0}", "bridged.max_requests 0 is less than 1"),
+        ("bridged: {serve_ipam: 1}", "bridged.serve_ipam is 1, expected true or false"),
+        ("trace: 1", "trace is 1, expected true or false"),
         ("ipamd: {unknown: 1}", "unknown key ipamd.unknown; known are group, max_clients, metrics_port"),
         ("ipamd: {metrics_port: -1}", "ipamd.metrics_port -1 is less than 0"),
         ("ipamd: {metrics_port: 65536}", "ipamd.metrics_port 65536 is no TCP port"),
@@ -161,8 +165,8 @@ def test_a_relative_directory_in_the_environment_is_refused(file: Path, name: st
         ("default_pools: [{base: 10.0.0.0/8, size: 24, x: 1}]", "unknown key default_pools[0].x; known are base, size"),
         (
             "timeout: 5",
-            "unknown key timeout; known are addresses, default_pools, ipamd, log_level, request_timeout, run_dir, "
-            "state_dir",
+            "unknown key timeout; known are addresses, bridged, default_pools, ipamd, log_level, request_timeout, "
+            "run_dir, state_dir, trace",
         ),
         ("5: 5", "unknown key 5"),
         ("- a\n- b", "the document is not a mapping of keys to values"),
