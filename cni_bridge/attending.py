@@ -68,14 +68,15 @@ class Attendant:
         if not self._engine.follow_settings():
             return DECLINE
         await self.catch_up()
-        return await self._answer(call, caller.netns, caller.pid)
+        return await self._answer(call, caller)
 
     async def _serve_kept(self, call: Call) -> bool:
-        return (await self._answer(call, None, None)).status == 0
+        return (await self._answer(call, None)).status == 0
 
-    async def _answer(self, call: Call, netns_fd: int | None, pid: int | None) -> Reply:
+    async def _answer(self, call: Call, caller: Caller | None) -> Reply:
         plugin, command = plugin_called(call.name, Plugin.CNI_BRIDGE), call.environ.get("CNI_COMMAND", "")
-        tracing = trace.begin()
+        tracing = trace.begin(received_since=caller.since if caller is not None else None)
+        pid = caller.pid if caller is not None else None
         with _relayed(plugin) as lines:
             try:
                 given = await answer(
@@ -84,7 +85,7 @@ class Attendant:
                     call.environ,
                     call.stdin,
                     tracing,
-                    netns_fd=netns_fd,
+                    netns_fd=caller.netns if caller is not None else None,
                     caller=pid,
                     caller_root=self._root_of(pid),
                 )

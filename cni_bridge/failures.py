@@ -24,6 +24,10 @@ class Failures:
             self._errors.append(as_cni_error(error))
             return None
 
+    def note(self, error: CniError) -> None:
+        """One more failure."""
+        self._errors.append(error)
+
     def raise_any(self, what: str) -> None:
         """Fail with all failures in one, the first one's code, if there were any."""
         if self._errors:

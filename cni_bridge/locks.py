@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from cni_bridge.cni.errors import CniError, Code
 from cni_bridge.files import file_name
@@ -17,25 +18,53 @@ from ipam.api import Owner
 _LONGEST_PAUSE = 0.02  # seconds
 
 
+class OwnerLocks:
+    """A lock for each owner, as files in a directory; code 11 after `patience` seconds.
+
+    Requests of one process have it in the order in which they came. The kernel ends it with its process.
+    """
+
+    def __init__(self, directory: Path, *, patience: float) -> None:
+        self._directory = directory
+        self._patience = patience
+        self._queues: WeakValueDictionary[Owner, asyncio.Lock] = WeakValueDictionary()
+
+    @asynccontextmanager
+    async def held(self, owner: Owner) -> AsyncIterator[None]:
+        """Hold the owner's lock."""
+        path = self._directory / file_name(str(owner).replace("/", ":"))
+        queue = self._queues.setdefault(owner, asyncio.Lock())
+        deadline = time.monotonic() + self._patience
+        pause = 0.001
+        async with _queued(queue, self._patience, f"another request for {owner}"):
+            while (fd := _try_lock(path)) is None:
+                if time.monotonic() > deadline:
+                    raise _still_held(f"another request for {owner}", self._patience)
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, _LONGEST_PAUSE)
+            try:
+                yield
+            finally:
+                with suppress(OSError):
+                    path.unlink()  # before the lock ends: whoever waits for it then finds another file, and starts anew
+                os.close(fd)
+
+
 @asynccontextmanager
-async def owner_locked(directory: Path, owner: Owner, *, patience: float) -> AsyncIterator[None]:
-    """Hold the owner's lock; code 11 after `patience` seconds. The kernel ends it with its process."""
-    path = directory / file_name(str(owner).replace("/", ":"))
-    deadline = time.monotonic() + patience
-    pause = 0.001
-    while (fd := _try_lock(path)) is None:
-        if time.monotonic() > deadline:
-            raise CniError(
-                Code.TRY_AGAIN_LATER, f"another request for {owner} still runs after {patience:g} s; try again"
-            )
-        await asyncio.sleep(pause)
-        pause = min(pause * 2, _LONGEST_PAUSE)
+async def _queued(queue: asyncio.Lock, patience: float, what: str) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(patience):
+            await queue.acquire()
+    except TimeoutError:
+        raise _still_held(what, patience) from None
     try:
         yield
     finally:
-        with suppress(OSError):
-            path.unlink()  # before the lock ends: whoever waits for it then finds another file, and starts anew
-        os.close(fd)
+        queue.release()
+
+
+def _still_held(what: str, patience: float) -> CniError:
+    return CniError(Code.TRY_AGAIN_LATER, f"{what} still runs after {patience:g} s; try again")
 
 
 class SharedLock:

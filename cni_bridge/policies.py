@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
+from cni_bridge.cni.conditions import Condition
 from cni_bridge.cni.errors import InvalidConfig
 from cni_bridge.cni.netconf import Backend, GatewayMode, NetConf
 from cni_bridge.cni.ports import PortMapping
@@ -73,9 +74,9 @@ def plan_publications(
     *,
     snat: bool,
     masquerade_all: bool,
-    conditions: Mapping[int, str] | None = None,
+    conditions: Mapping[int, Condition] | None = None,
 ) -> Iterator[Publication]:
-    """Each mapping for the container's first address of each family that it is meant for."""
+    """Each mapping for the container's first address of each family that it is meant for, and on its condition."""
     first = {each.version: each for each in reversed(tuple(addresses))}
     for mapping in mappings:
         families = (4, 6) if mapping.host_ip is None else (mapping.host_ip.version,)
@@ -92,7 +93,7 @@ def plan_publications(
                 count=mapping.count,
                 snat=snat,
                 masquerade_all=masquerade_all,
-                condition=(conditions or {}).get(family, ""),
+                condition=str((conditions or {}).get(family, "")),
             )
 
 

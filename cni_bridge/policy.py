@@ -36,7 +36,8 @@ class Publication:
 
     `host_ip` None means every address of the container's family. Traffic that comes from this host by its loopback
     address, or from the container's own link, gets the host's address as its source if `snat`; all does with
-    `masquerade_all`. `condition`: what else must be so, in nftables' words; then others may have the port too.
+    `masquerade_all`. `condition`: what else must be so, as `cni.conditions` writes and reads it; then others may have
+    the port too.
     """
 
     protocol: Protocol

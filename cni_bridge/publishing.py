@@ -39,9 +39,10 @@ async def claim(
     """
     if not publications:
         return (), ()
-    waiting, conflicts = await _held_by_others(rt, rt.firewalls[backend], owner, publications)
+    waiting, conflicts, listened = await rt.on_host(
+        _taken_by_others, rt, rt.firewalls[backend], owner, publications, caller
+    )
     rest = [each for each in publications if each not in waiting and each not in conflicts]
-    listened = await rt.on_host(_listened_at, rest, owner.container_id, caller)
     for each in (*conflicts.values(), *listened.values()):
         if refuse:
             raise each
@@ -108,21 +109,29 @@ async def end_stale_connections(rt: Runtime, policies: Iterable[Policy]) -> None
                 log.warning("flows to %s may still go where they went before: %s", each, error.msg)
 
 
-async def _held_by_others(
+def _taken_by_others(
+    rt: Runtime, firewall: Firewall, owner: Owner, publications: Sequence[Publication], caller: int | None
+) -> tuple[list[Publication], dict[Publication, PortConflict], dict[Publication, PortConflict]]:
+    """Those that another attachment of the container serves, those that other containers have, and other processes."""
+    waiting, conflicts = _held_by_others(rt, firewall, owner, publications)
+    rest = [each for each in publications if each not in waiting and each not in conflicts]
+    return waiting, conflicts, _listened_at(rest, owner.container_id, caller)
+
+
+def _held_by_others(
     rt: Runtime, firewall: Firewall, owner: Owner, publications: Sequence[Publication]
 ) -> tuple[list[Publication], dict[Publication, PortConflict]]:
-    """Those that another attachment of the same container serves, and those that other containers have."""
     waiting: list[Publication] = []
     conflicts: dict[Publication, PortConflict] = {}
     stale = True
     while stale:
         stale = False
-        for each, tag in (await rt.on_host(firewall.claimed, publications, owner)).items():
+        for each, tag in firewall.claimed(publications, owner).items():
             key = key_of_tag(tag)
             holder = next((found.owner for records in rt.publishers if (found := records.find(key)) is not None), None)
             if holder is None:
                 log.warning("%s led to %s, of which there is no record: removed", each, tag)
-                await rt.on_host(firewall.evict, key)
+                firewall.evict(key)
                 stale = True
                 break
             if holder.container_id == owner.container_id:

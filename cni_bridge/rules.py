@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+from cni_bridge.cni.errors import CniError
 from cni_bridge.failures import Failures
 from cni_bridge.policy import Policy
-from cni_bridge.publishing import missing_loopback
+from cni_bridge.publishing import let_loopback_out, missing_loopback
 from cni_bridge.runtime import Runtime
 
 
 async def change_rules(rt: Runtime, former: Iterable[Policy], wanted: Iterable[Policy]) -> None:
-    """Replace the former rules: the wanted ones hold throughout, even where a former one had the same element."""
-    wanted, failures = list(wanted), Failures()
+    """Replace the former rules: the wanted ones hold throughout, even where a former one had the same element.
+
+    Ports can then be reached at the host's loopback addresses too: after the rules that keep everybody else out.
+    """
+    await rt.on_host(_change_rules, rt, list(former), list(wanted))
+
+
+def _change_rules(rt: Runtime, former: Sequence[Policy], wanted: Sequence[Policy]) -> None:
+    failures = Failures()
     stale = [each for each in former if each not in wanted]
     for policy in wanted:
-        await rt.on_host(rt.firewalls[policy.backend].apply, policy)
+        rt.firewalls[policy.backend].apply(policy)
     for policy in stale:
-        await failures.collect(rt.on_host(rt.firewalls[policy.backend].remove, policy))
+        try:
+            rt.firewalls[policy.backend].remove(policy)
+        except CniError as error:
+            failures.note(error)
     for policy in wanted if stale else ():
-        await rt.on_host(rt.firewalls[policy.backend].apply, policy)
+        rt.firewalls[policy.backend].apply(policy)
     failures.raise_any("removal of rules")
+    let_loopback_out(rt, wanted)
 
 
 async def missing_rules(rt: Runtime, policies: Iterable[Policy]) -> list[str]:

@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import struct
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ class Caller:
     pid: int
     own_netns: int
     netns: int | None
+    since: float  # when the connection was accepted, by the performance counter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +111,7 @@ class Switchboard:
 
     async def _converse(self, connection: socket.socket, pid: int) -> None:
         descriptors: list[int] = []
+        since = time.perf_counter()
         try:
             try:
                 async with asyncio.timeout(_CLIENT_PATIENCE):
@@ -120,7 +123,7 @@ class Switchboard:
             task = asyncio.current_task()
             assert task is not None
             self._waiting.discard(task)
-            reply = await self._answer(body, pid, descriptors)
+            reply = await self._answer(body, pid, descriptors, since)
             with suppress(OSError, TimeoutError):  # it has left: its runtime will ask again
                 async with asyncio.timeout(_CLIENT_PATIENCE):
                     frame = render_reply(reply.status, reply.stdout, reply.stderr)
@@ -130,7 +133,7 @@ class Switchboard:
             for each in descriptors:
                 os.close(each)
 
-    async def _answer(self, body: bytes, pid: int, descriptors: list[int]) -> Reply:
+    async def _answer(self, body: bytes, pid: int, descriptors: list[int], since: float) -> Reply:
         try:
             call = parse_call(body)
         except BadFrame as error:
@@ -138,7 +141,8 @@ class Switchboard:
             return DECLINE
         if not descriptors:
             return DECLINE
-        caller = Caller(pid=pid, own_netns=descriptors[0], netns=descriptors[1] if len(descriptors) > 1 else None)
+        own_netns, *others = descriptors
+        caller = Caller(pid=pid, own_netns=own_netns, netns=others[0] if others else None, since=since)
         return await self._serve(call, caller)
 
 

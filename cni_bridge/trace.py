@@ -28,9 +28,12 @@ class Trace:
 _current: ContextVar[Trace | None] = ContextVar("trace", default=None)
 
 
-def begin() -> Trace:
-    """Trace what this task does from now on."""
+def begin(*, received_since: float | None = None) -> Trace:
+    """Trace what this task does from now on; until now it was received, since that time of the performance counter."""
     trace = Trace()
+    if received_since is not None:
+        trace.steps["receive"] = trace.began - received_since
+        trace.began = received_since
     _current.set(trace)
     return trace
 

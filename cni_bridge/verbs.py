@@ -27,7 +27,7 @@ from cni_bridge.datapath.tuning import require_allowed_here
 from cni_bridge.failures import Failures
 from cni_bridge.plan import Attachment, build_result, plan
 from cni_bridge.policy import Publication, publications_of, publishing
-from cni_bridge.publishing import claim, end_stale_connections, hand_over, let_loopback_out, require_own_addresses
+from cni_bridge.publishing import claim, end_stale_connections, hand_over, require_own_addresses
 from cni_bridge.resolvconf import read_resolv_conf
 from cni_bridge.restoring import restore, restore_if_flushed
 from cni_bridge.rules import change_rules, forget_link, missing_rules
@@ -52,7 +52,6 @@ async def add(rt: Runtime, request: Request) -> Result:
         _require_fitting(conf, [each.family for each in addresses.range_sets])
     require_allowed_here(conf.tuning)
     dns = read_resolv_conf(addresses.resolv_conf)
-    await restore_if_flushed(rt)
     with netns.opened(request.netns, request.netns_fd) as target:
         _refuse_own_netns(request, target)
         mac = conf.mac or container_mac(request.owner)
@@ -77,17 +76,16 @@ async def add(rt: Runtime, request: Request) -> Result:
                 either = tuple(dict.fromkeys((*attachment.policies, *former)))
                 written = replace(attachment, policies=either, changed=earlier)
                 rt.records.write(written)
-                with step("links"):
-                    made = await rt.on_host(
-                        rt.datapath.attach,
-                        attachment,
-                        target,
-                        recorded.container.addresses if recorded is not None else (),
-                        push_undo=lambda effect: undo.push(partial(rt.on_host, effect)),
-                        gateways_of_others=partial(_gateways_of_others, rt, attachment),
-                    )
-                    if not made.ready:
-                        await _finish(rt, attachment, target)
+                made = await rt.on_host(
+                    rt.datapath.attach,
+                    attachment,
+                    target,
+                    recorded.container.addresses if recorded is not None else (),
+                    push_undo=lambda effect: undo.push(partial(rt.on_host, effect)),
+                    gateways_of_others=partial(_gateways_of_others, rt, attachment),
+                )
+                if not made.ready:
+                    await _finish(rt, attachment, target)
                 undo.push(partial(change_rules, rt, attachment.policies, ()))
                 async with rt.ports_lock.held(alone=True) if wished else nullcontext():
                     if wished:  # nobody else takes a port between the look and the rules
@@ -97,7 +95,6 @@ async def add(rt: Runtime, request: Request) -> Result:
                         async with rt.rules_lock.held(alone=False):
                             await change_rules(rt, former, attachment.policies)
                         if wished:
-                            await rt.on_host(let_loopback_out, rt, attachment.policies)
                             await end_stale_connections(rt, attachment.policies)
                     if attachment != written:
                         rt.records.write(attachment)
@@ -245,18 +242,22 @@ async def _finish(rt: Runtime, attachment: Attachment, target: netns.Netns) -> N
         ) from None
 
 
-def _look_at_host(rt: Runtime, conf: NetConf) -> tuple[Backend, int, bool]:
-    """The firewall for the attachment, the MTU of the uplink if that counts, and whether the firewall works."""
+def _look_at_host(rt: Runtime, conf: NetConf) -> tuple[Backend, int, bool, bool]:
+    """The firewall for the attachment, the MTU of the uplink if that counts, whether the firewall works, and whether
+    nftables is flushed."""
     backend = rt.best_backend() if conf.ip_masq or conf.is_gateway else Backend.NFTABLES
     uplink_mtu = 0 if conf.mtu else rt.datapath.uplink_mtu()
-    return backend, uplink_mtu, backend == Backend.NFTABLES or not rt.firewalls[backend].unusable()
+    works = backend == Backend.NFTABLES or not rt.firewalls[backend].unusable()
+    return backend, uplink_mtu, works, rt.firewalls[Backend.NFTABLES].is_flushed()
 
 
 async def _planner(
     rt: Runtime, conf: NetConf, request: Request, target: netns.Netns, addresses: IpamConf
 ) -> Callable[[Allocation | None], Attachment]:
     """The plan as a function of what IPAM answers, None as long as it has not."""
-    backend, uplink_mtu, works = await rt.on_host(_look_at_host, rt, conf)
+    backend, uplink_mtu, works, flushed = await rt.on_host(_look_at_host, rt, conf)
+    if flushed:
+        await restore_if_flushed(rt)
     if not works and conf.is_gateway and not conf.as_reference:
         log.warning("no firewall works here: nothing keeps other networks from network %s", request.owner.network)
     return partial(

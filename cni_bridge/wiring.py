@@ -24,7 +24,7 @@ from cni_bridge.firewall.iptables import IptablesFirewall
 from cni_bridge.firewall.nftables import NftablesFirewall
 from cni_bridge.ipam_exec import ExecIpam, find_executable
 from cni_bridge.ipam_host import KernelHost
-from cni_bridge.locks import SharedLock, owner_locked
+from cni_bridge.locks import OwnerLocks, SharedLock
 from cni_bridge.own_ipam import opened as open_own_ipam
 from cni_bridge.plan import Attachment
 from cni_bridge.records import Records
@@ -108,7 +108,7 @@ def runtime(settings: Settings, own_ipam: IpamSource | None = None) -> Iterator[
                     Backend.IPTABLES: IptablesFirewall(patience=min(_XTABLES_PATIENCE, settings.patience)),
                 },
                 find_ipam=lambda request, ipam_type: find_ipam(own, request, ipam_type),
-                locked=lambda owner: owner_locked(locks, owner, patience=settings.patience),
+                locked=OwnerLocks(locks, patience=settings.patience).held,
                 rules_lock=SharedLock(records, "the rules of a network are", patience=settings.patience),
                 ports_lock=SharedLock(records.with_name("chained"), "host ports are", patience=settings.patience),
                 delete_links=deleter.delete,

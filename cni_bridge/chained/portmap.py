@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Iterator
 
 from cni_bridge.chained.lifecycle import Plugin
 from cni_bridge.chained_state import Chained
+from cni_bridge.cni.conditions import parse_condition
 from cni_bridge.cni.errors import InvalidConfig
 from cni_bridge.cni.fields import Fields
 from cni_bridge.cni.netconf import Backend
@@ -16,7 +16,7 @@ from cni_bridge.cni.request import Request
 from cni_bridge.cni.result import Result
 from cni_bridge.policies import plan_publications
 from cni_bridge.policy import LinkPolicy, Policy
-from cni_bridge.publishing import claim, end_stale_connections, hand_over, let_loopback_out, require_own_addresses
+from cni_bridge.publishing import claim, end_stale_connections, hand_over, require_own_addresses
 from cni_bridge.rules import change_rules, missing_rules
 from cni_bridge.runtime import Runtime
 from ipam.api import Address
@@ -24,7 +24,6 @@ from ipam.api import Address
 log = logging.getLogger(__name__)
 
 _MAX_MARK_BIT = 31
-_CONDITION = re.compile(r"[A-Za-z0-9_./:,@=<>{}\" -]+")  # nothing that would end a rule or begin a comment
 
 
 class Portmap(Plugin):
@@ -40,20 +39,24 @@ class Portmap(Plugin):
         addresses = tuple(_addresses(previous, request.owner.ifname))
         if not mappings or not addresses:
             return None
+        keys = {family: f"conditionsV{family}" for family in (4, 6)}
+        conditions = {n: parse_condition(config.strings(key), config.at(key), n) for n, key in keys.items()}
         wanted = tuple(
             plan_publications(
                 mappings,
                 addresses,
                 snat=config.boolean("snat", True),
                 masquerade_all=config.boolean("masqAll"),
-                conditions={family: _condition(config, f"conditionsV{family}") for family in (4, 6)},
+                conditions=conditions,
             )
         )
         backend = await rt.default_backend()
-        if backend == Backend.IPTABLES and any(each.condition for each in wanted):
-            raise InvalidConfig("conditionsV4 and conditionsV6 need nftables, which does not work here")
+        for family in {each.address.version for each in wanted} if backend == Backend.IPTABLES else ():
+            conditions[family].require_matches(config.at(keys[family]))
         await require_own_addresses(rt, wanted)
-        served, waiting = await claim(rt, request.owner, wanted, backend, caller=request.caller, refuse=False)
+        claiming = tuple(each for each in wanted if not each.condition)  # on a condition, others may have the port too
+        granted, waiting = await claim(rt, request.owner, claiming, backend, caller=request.caller, refuse=False)
+        served = tuple(each for each in wanted if each.condition or each in granted)
         where = (request.netns, request.owner.ifname, addresses[0], request.netns_fd)
         link = await rt.on_host(rt.links.link_of, *where)
         policy = Policy(
@@ -68,7 +71,6 @@ class Portmap(Plugin):
         """See `Plugin.apply`."""
         async with rt.rules_lock.held(alone=False):
             await change_rules(rt, (), state.policies)
-        await rt.on_host(let_loopback_out, rt, state.policies)
         await end_stale_connections(rt, state.policies)
 
     async def undo(self, rt: Runtime, request: Request, state: Chained) -> None:
@@ -95,18 +97,6 @@ def _require_known_options(config: Fields) -> None:
         raise InvalidConfig(
             f"{config.at('externalSetMarkChain')} is not supported", "no mark is needed to masquerade in nftables"
         )
-
-
-def _condition(config: Fields, key: str) -> str:
-    """The words of a condition as one; those of iptables have no meaning here."""
-    words = config.strings(key)
-    for position, each in enumerate(words):
-        path = f"{config.at(key)}[{position}]"
-        if each[:1] in ("-", "!"):
-            raise InvalidConfig(f'{path} "{each}" is an option of iptables', "use the words of nftables")
-        if not _CONDITION.fullmatch(each):
-            raise InvalidConfig(f'{path} "{each}" has characters that are no part of a condition of nftables')
-    return " ".join(words)
 
 
 def _addresses(previous: Result, ifname: str) -> Iterator[Address]:

@@ -28,6 +28,7 @@ from cni_bridge.datapath.sockets import Sockets
 from cni_bridge.datapath.tuning import apply_tuning, missing_tuning
 from cni_bridge.plan import Attachment, GatewaySpec, Made
 from cni_bridge.tag import MARK, host_ifname, ifb_ifname, key_of_tag, network_tag, owner_key, owner_tag
+from cni_bridge.trace import step
 from ipam.api import Address, Interface, Owner
 
 log = logging.getLogger(__name__)
@@ -76,8 +77,9 @@ class Datapath:
             bridge = bridges.ensure_bridge(host, attachment.bridge, effects.changed)
             push_undo(lambda: self._host.delete_link(attachment.port.name))
             with self._sockets.inside(target) as inside:
-                port.ensure_port(host, inside, bridge, attachment, target)
-                with netns.entered(target):
+                with step("links"):
+                    port.ensure_port(host, inside, bridge, attachment, target)
+                with step("addresses"), netns.entered(target):
                     container = configure_container(inside, attachment.container, former)
                     if attachment.tuning:
                         apply_tuning(inside, attachment.container.ifname, attachment.tuning)
@@ -85,8 +87,9 @@ class Datapath:
             self._shape(attachment, push_undo)
             link = bridge
             if gateway is not None:
-                link = vlan.gateway_link(host, bridge, gateway, effects.changed)
-                link = bridges.ensure_gateway(host, link, gateway, effects.added, effects.replaced)
+                with step("addresses"):
+                    link = vlan.gateway_link(host, bridge, gateway, effects.changed)
+                    link = bridges.ensure_gateway(host, link, gateway, effects.added, effects.replaced)
         if gateway is not None:
             forwarding.ensure_forwarding(host, _families(gateway), effects.changed)
         return Made(
@@ -108,7 +111,7 @@ class Datapath:
         spec = attachment.container
         if spec.up and not port.is_forwarding(self._host, attachment.port.name):
             return False
-        with self._sockets.inside(target) as inside:
+        with step("addresses"), self._sockets.inside(target) as inside:
             link = link or present(inside, spec)
             if not has_own_addresses(inside, link, spec):
                 return False

@@ -16,6 +16,7 @@ from cni_bridge.cni.errors import CniError, Code, FirewallFailed
 from cni_bridge.firewall.apart import ChildFailed, run_apart
 from cni_bridge.firewall.iptables_rules import (
     CHAINS,
+    CONDITIONAL,
     MASQUERADE,
     Rule,
     base,
@@ -69,7 +70,7 @@ class IptablesFirewall:
         """See `Firewall.claimed`."""
         found: dict[Publication, str] = {}
         for family in {each.address.version for each in publications}:
-            asked = [each for each in publications if each.address.version == family]
+            asked = [each for each in publications if each.address.version == family and not each.condition]
             answers = self._look(partial(_claimed, family, asked, owner_key(owner)), "read the published ports")
             found |= {each: tag for each, tag in zip(asked, answers, strict=True) if tag}
         return found
@@ -316,7 +317,11 @@ class _Table:
     def append(self, rule: Rule) -> None:
         """Add the rule at the end of its chain."""
         self._changed = True
-        _load().Chain(self._table, rule.chain).append_rule(self._render(rule))
+        made = self._render(rule)
+        # python-iptables leaves out what it cannot encode, without a word: then everybody would be let through.
+        if rule.chain == CONDITIONAL and self._parse(rule.chain, made) != rule:
+            raise FirewallFailed(f"python-iptables cannot encode the condition of {rule.comment}")
+        _load().Chain(self._table, rule.chain).append_rule(made)
 
     def delete(self, which: Callable[[Rule], bool]) -> None:
         """Delete those of the rules of our chains."""

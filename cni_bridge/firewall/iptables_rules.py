@@ -1,7 +1,7 @@
 """The iptables backend's chains and rules, in the words of python-iptables' `iptc.easy`. Pure.
 
     raw     PREROUTING                       -> CNI-BRIDGE-RAW     nobody but the host uses its loopback addresses
-    nat     PREROUTING, OUTPUT, to this host -> CNI-BRIDGE-PUB     host ports lead to containers
+    nat     PREROUTING, OUTPUT, to this host -> CNI-BRIDGE-PUB     host ports lead to containers, some on a condition
     nat     POSTROUTING                      -> CNI-BRIDGE         sources: of published ports, then masquerading
     filter  FORWARD                          -> CNI-BRIDGE-FWD     who reaches whom, in classes, a chain each
 
@@ -13,8 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
+from cni_bridge.cni.conditions import AddressMatch, LinkMatch, MarkMatch, Match, StateMatch, read_condition
 from cni_bridge.policy import LinkPolicy, Masquerade, Policy, Publication, Shield
 from cni_bridge.tag import MARK, network_tag, owner_tag
 from ipam.api import Address
@@ -24,6 +26,7 @@ Words = Mapping[str, Any]
 MASQUERADE = "CNI-BRIDGE"
 _SNAT, _PUBLISH, _RAW, _FORWARD = "CNI-BRIDGE-SNAT", "CNI-BRIDGE-PUB", "CNI-BRIDGE-RAW", "CNI-BRIDGE-FWD"
 _MARK = "CNI-BRIDGE-MARK"
+CONDITIONAL = "CNI-BRIDGE-COND"  # what `portmap` publishes on a condition
 _ICC, _SAME, _INTERNAL, _ISOLATED = "CNI-BRIDGE-ICC", "CNI-BRIDGE-SAME", "CNI-BRIDGE-INT", "CNI-BRIDGE-ISO"
 _TO_NETWORK, _FROM_NETWORK, _TRUSTED = "CNI-BRIDGE-TO", "CNI-BRIDGE-FROM", "CNI-BRIDGE-TRUST"
 _TO_PARTED = "CNI-BRIDGE-PARTED"
@@ -75,6 +78,7 @@ def base(family: int) -> tuple[Rule, ...]:
     return (
         *(raw if family == 4 else ()),  # IPv6 drops them by itself
         _rule("nat", _PUBLISH, MARK, _MARK),
+        _rule("nat", _PUBLISH, MARK, CONDITIONAL),
         _rule("nat", MASQUERADE, MARK, "RETURN", dst=multicast),
         _rule("nat", MASQUERADE, MARK, _SNAT, **_DNAT),
         _rule("filter", _FORWARD, MARK, "ACCEPT", conntrack={"ctstate": "RELATED,ESTABLISHED"}),
@@ -89,7 +93,7 @@ def base(family: int) -> tuple[Rule, ...]:
 
 CHAINS: Mapping[str, tuple[str, ...]] = {
     "raw": (_RAW,),
-    "nat": (_SNAT, MASQUERADE, _MARK, _PUBLISH),
+    "nat": (_SNAT, MASQUERADE, _MARK, CONDITIONAL, _PUBLISH),
     "filter": (
         _ICC,
         _SAME,
@@ -136,7 +140,7 @@ def _masquerade(each: Masquerade, tag: str) -> Iterator[Rule]:
 
 
 def _publication(each: Publication, link: str, tag: str) -> Iterator[Rule]:
-    """Rules for each port, or for all of them if they keep their numbers."""
+    """Rules for each port, or for all of them if they keep their numbers; on a condition, in a chain of their own."""
     address, protocol = each.address, each.protocol.value
     at = {"dst": _host(each.host_ip)} if each.host_ip is not None else {}
     target = f"[{address}]" if address.version == 6 else str(address)
@@ -147,7 +151,9 @@ def _publication(each: Publication, link: str, tag: str) -> Iterator[Rule]:
         pairs = [(str(each.host_port + each_), f"{target}:{each.container_port + each_}") for each_ in numbers]
     for ports, destination in pairs:
         match = {"protocol": protocol, protocol: {"dport": ports}, **at}
-        yield _rule("nat", _PUBLISH, tag, {"DNAT": {"to-destination": destination}}, **match)
+        for met in _alternatives(each):
+            chain = CONDITIONAL if each.condition else _PUBLISH
+            yield _rule("nat", chain, tag, {"DNAT": {"to-destination": destination}}, **match, **met)
     reached = {
         "dst": _host(address),
         "protocol": protocol,
@@ -159,7 +165,39 @@ def _publication(each: Publication, link: str, tag: str) -> Iterator[Rule]:
         loopback = "127.0.0.0/8" if address.version == 4 else "::1/128"
         yield _rule("nat", _SNAT, tag, "MASQUERADE", src=_host(address), **reached)
         yield _rule("nat", _SNAT, tag, "MASQUERADE", src=loopback, **reached)
-        yield _rule("nat", _SNAT, tag, "MASQUERADE", out_interface=link, mark={"mark": _FROM_OWN_LINK}, **reached)
+        if link:  # the host has none with the container if it is no gateway
+            yield _rule("nat", _SNAT, tag, "MASQUERADE", out_interface=link, mark={"mark": _FROM_OWN_LINK}, **reached)
+
+
+def _alternatives(each: Publication) -> Iterator[Words]:
+    """What a rule looks at for the condition: a rule for each, as xtables has no sets; nothing without a condition."""
+    matches = read_condition(each.condition, each.address.version).require_matches("condition")
+    for chosen in product(*(tuple(_choices(match)) for match in matches)):
+        words: dict[str, list[object]] = {}
+        for name, value in chosen:
+            words.setdefault(name, []).append(value)
+        yield {name: values[0] if len(values) == 1 else values for name, values in words.items()}
+
+
+def _choices(match: Match) -> Iterator[tuple[str, object]]:
+    """The name and words of what says the match; of several, one has to hold.
+
+    Addresses are ranges, for a rule has `src` and `dst` but once, and they tell whose it is (`is_of_address`).
+    """
+
+    def unless(words: str) -> str | list[str]:
+        return ["!", words] if match.negated else words  # a list is how python-iptables reads it again
+
+    match match:
+        case AddressMatch():
+            for each in match.ranges:
+                yield "iprange", {f"{match.side}-range": unless(f"{each.first}-{each.last}")}
+        case LinkMatch():
+            yield f"{match.direction}-interface", f"{'!' if match.negated else ''}{match.name}"
+        case MarkMatch():
+            yield "mark", {"mark": unless(match.bits)}
+        case StateMatch():
+            yield "conntrack", {"ctstate": unless(",".join(match.states))}
 
 
 def _shield(each: Shield, tag: str) -> Iterator[Rule]:

@@ -206,7 +206,7 @@ class NftablesFirewall:
                         yield replace(element, comment=comment)
         if any(each.host_ip is None for each in publications):
             for name in (f"publish_at{family}", f"publish_run_at{family}"):  # at which addresses is not known
-                yield from self._listed(INET, name)
+                yield from self._listed_once(name)
 
     def _listed_publications(self, family: int) -> Iterator[Element]:
         """Every element that leads a port somewhere."""
@@ -239,6 +239,15 @@ class NftablesFirewall:
             if comment.startswith(MARK):
                 yield Element(table=table, set_name=name, key=key, comment=comment, data=data)
 
+    def _listed_once(self, name: str) -> list[Element]:
+        """The same of the table `inet`, listed only if anybody may have changed it since the last time."""
+        known = self._known
+        if self._state() != known.state:
+            return list(self._listed(INET, name))
+        if name not in known.listed:
+            known.listed[name] = list(self._listed(INET, name))
+        return known.listed[name]
+
     def _comment(self, element: Element) -> str:
         """The comment of an element, found by its key; empty if it is not there."""
         return self._look.element_comment(element.table, element.set_name, element.key, element.types)
@@ -269,6 +278,8 @@ class NftablesFirewall:
 
     def _run(self, commands: str, purpose: str) -> None:
         before = self._state()
+        for name in [each for each in self._known.listed if f" {each} " in commands]:
+            del self._known.listed[name]
         try:
             self._connect().run(commands)
         except NftError as error:
@@ -305,12 +316,14 @@ class _Known:
     state: object = None
     tables: set[str] = field(default_factory=set)
     links: set[tuple[str, LinkPolicy]] = field(default_factory=set)  # what holds for a network's link
+    listed: dict[str, list[Element]] = field(default_factory=dict)  # by the set's name
 
     def forget(self) -> None:
         """Know nothing."""
         self.state = None
         self.tables.clear()
         self.links.clear()
+        self.listed.clear()
 
 
 def _place(policy: Policy) -> tuple[str, LinkPolicy]:

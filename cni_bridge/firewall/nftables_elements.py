@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from cni_bridge.cni.conditions import read_condition
 from cni_bridge.firewall.nftables_layout import BRIDGE, INET, TABLES
 from cni_bridge.policy import LinkPolicy, Policy, Publication, Shield, SpoofCheck
 from cni_bridge.tag import MAX_LENGTH, network_tag, owner_tag
@@ -128,7 +129,8 @@ def conditional_rules(policy: Policy) -> Iterator[str]:
     for each in policy.publications:
         if each.condition:
             ip = "ip" if each.address.version == 4 else "ip6"
-            words = [each.condition, *([f"{ip} daddr {each.host_ip}"] if each.host_ip is not None else [])]
+            condition = read_condition(each.condition, each.address.version).nftables()
+            words = [condition, *([f"{ip} daddr {each.host_ip}"] if each.host_ip is not None else [])]
             where = f"[{each.address}]" if each.address.version == 6 else str(each.address)
             for offset in range(each.count):
                 match = " ".join([*words, f"{each.protocol} dport {each.host_port + offset}"])

@@ -643,6 +643,90 @@ def test_a_host_port_that_another_has_is_not_taken_from_it(
     assert nftables.missing(holder) == []
 
 
+CONDITIONS = {
+    "10.88.0.2": (
+        "-s 10.0.0.0/8",
+        "! -d 192.0.2.0/24",
+        "-s 0.0.0.0/0 ! -d 192.0.2.1",
+        "-d 10.10.10.10,127.0.0.1 -s 192.0.2.0/25,198.51.100.0/24",
+        "! -d 127.0.0.0/8 -m iprange ! --dst-range 198.19.254.253-198.19.254.254",
+    ),
+    "fd00:88::2": (
+        "! -s fc00::/7",
+        "-s ::/0 -d 2001:db8::1,2001:db8:1::/48",
+        "-m iprange --src-range 2001:db8::1-2001:db8::5",
+    ),
+}
+IN_EITHER_FAMILY = (
+    "-i eth+ ! -o wg0",
+    "! -i eth0.100 -o eth+",
+    "-m mark --mark 0x1",
+    "-m mark ! --mark 0x1/0xff -m mark --mark 0x0/0x100 -m mark --mark 0x0/0x0",
+    "-m mark --mark 0x2/0x1",
+    "-m conntrack --ctstate INVALID,NEW,RELATED,ESTABLISHED,UNTRACKED",
+    "-m conntrack ! --ctstate UNTRACKED",
+    "-m conntrack ! --ctstate INVALID,RELATED",
+)
+
+
+def conditional(*, host_ips: tuple[str, str]) -> tuple[Publication, ...]:
+    """A publication on each of these conditions, at the host's address of its family."""
+    return tuple(
+        publication(8000 + port, address=address, host_ip=host_ip, condition=condition)
+        for (address, conditions), host_ip in zip(CONDITIONS.items(), host_ips, strict=True)
+        for port, condition in enumerate((*conditions, *IN_EITHER_FAMILY))
+    )
+
+
+@pytest.mark.parametrize("host_ips", [("", ""), ("192.0.2.1", "2001:db8::1")], ids=["everywhere", "at an address"])
+def test_conditions_are_applied_once_missed_and_taken_back(firewall: FirewallOf, host_ips: tuple[str, str]) -> None:
+    policy = firewall.policy("a", publications=conditional(host_ips=host_ips), link=LinkPolicy(link="cni0"))
+    others = (publication(9000, address="10.88.0.3", condition="-s 10.0.0.1"),)
+    other = firewall.policy("b", "10.88.0.3", publications=others)
+    firewall.apply(other)
+    alone = firewall.held()
+    firewall.apply(policy)
+    once = firewall.everything()
+    assert firewall.missing(policy) == []
+    firewall.apply(policy, policy)
+    assert sorted(firewall.everything().splitlines()) == sorted(once.splitlines())
+    firewall.break_with(
+        nftables="nft flush chain inet cni_bridge conditional",
+        iptables="for each in iptables ip6tables; do $each-legacy -t nat -F CNI-BRIDGE-COND; done",
+    )
+    assert firewall.missing(policy) != []
+    assert firewall.missing(other) != []
+    firewall.apply(policy, other)
+    assert firewall.missing(policy) == firewall.missing(other) == []
+    firewall.remove(policy)
+    assert firewall.missing(other) == []
+    assert firewall.held_by(policy) == []
+    firewall.forget_link("net1")
+    assert sorted(firewall.held()) == sorted(alone)
+    firewall.collect("net1")
+    assert firewall.held() == []
+
+
+def test_a_port_on_a_condition_is_nobodys_alone(firewall: FirewallOf) -> None:
+    held, asked = publication(8080, condition="-s 10.0.0.0/8"), publication(8080, address="10.88.0.3")
+    both = (firewall.policy("a", publications=(held,)), firewall.policy("b", publications=(asked,)))
+    firewall.apply(*both)
+    assert [firewall.missing(each) for each in both] == [[], []]
+    for asker in ("c", "a"):
+        assert firewall.claimed(firewall.policy(asker, publications=(held,))) == {}
+    assert firewall.claimed(firewall.policy("c", publications=(asked,))) == {str(asked): owner_tag(both[1].owner)}
+    firewall.remove(*both)
+    assert firewall.held() == []
+
+
+def test_iptables_does_not_publish_on_words_of_nftables(iptables: FirewallOf) -> None:
+    failure = iptables.failure_to_apply(
+        iptables.policy("a", publications=(publication(8080, condition="ip saddr 10.0.0.0/8"),))
+    )
+    assert (failure["code"], "ip saddr 10.0.0.0/8" in failure["msg"]) == (Code.INVALID_CONFIG, True)
+    assert iptables.held() == []
+
+
 def test_an_address_that_changes_hands_takes_its_former_owners_ports_along(nftables: FirewallOf) -> None:
     former, present = whole_policy(nftables, "former"), whole_policy(nftables, "present")
     nftables.apply(former, present)

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -80,6 +81,7 @@ class Host:
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     way: Way = field(default_factory=lambda: ways.chosen)
     daemon: Bridged | None = field(default=None, init=False)
+    _starting: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
     _is_clean: bool = field(default=False, init=False)  # as of the last look, after which nobody asked for anything
 
     def __post_init__(self) -> None:
@@ -235,8 +237,9 @@ class Host:
 
     def start_daemon(self) -> None:
         """Start the daemon that is to serve calls, if there is to be one and it does not run."""
-        if self.way != Way.ONESHOT and self.daemon is None:
-            self.daemon = Bridged(self, BIN / "cni-bridged").started()
+        with self._starting:
+            if self.way != Way.ONESHOT and self.daemon is None:
+                self.daemon = Bridged(self, BIN / "cni-bridged").started()
 
     def links(self, netns: str = "") -> dict[str, Json]:
         """The links by name, with details."""

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cni_bridge.cni.errors import Code
 from cni_bridge.cni.netconf import Backend
 from cni_bridge.cni.ports import Protocol
 from cni_bridge.firewall.iptables_rules import (
@@ -26,7 +27,7 @@ from cni_bridge.firewall.iptables_rules import (
 )
 from cni_bridge.policy import LinkPolicy, Masquerade, OpenPorts, Policy, Publication, Shield, SpoofCheck
 from cni_bridge.tag import MARK, network_tag, owner_tag
-from tests.support.calls import OWNER, owner
+from tests.support.calls import OWNER, owner, refusal
 
 POLICY = Policy(backend=Backend.IPTABLES, owner=OWNER)
 LINK = LinkPolicy(link="cni0")
@@ -147,6 +148,69 @@ def test_whose_source_is_masqueraded(
     reached = f"dst {host} protocol tcp tcp dport {ports}"
     expected = {f"CNI-BRIDGE-SNAT {each.format(address=host, loopback=loopback)}{reached}" for each in sources}
     assert found == {" ".join(sorted(each.split(" "))) for each in expected}
+
+
+def test_without_a_link_of_its_own_nothing_comes_from_there() -> None:
+    assert len(owned(publications=(PUBLICATION,), link=LINK)) == len(owned(publications=(PUBLICATION,))) + 1
+    assert not any("interface" in each for each in owned(publications=(PUBLICATION,)))
+
+
+PUBLISHED = "protocol tcp tcp dport 8080 {}target DNAT to-destination 10.88.0.2:80"
+
+
+@pytest.mark.parametrize(
+    ("condition", "matches"),
+    [
+        ("-s 10.0.0.0/8", ["iprange src-range 10.0.0.0-10.255.255.255 "]),
+        ("! -d 192.0.2.1", ["iprange dst-range ['!', '192.0.2.1-192.0.2.1'] "]),
+        (
+            "! -d 127.0.0.0/8 -m iprange ! --dst-range 10.0.0.1-10.0.0.2",
+            ["iprange [{'dst-range': ['!', '127.0.0.0-127.255.255.255']}, {'dst-range': ['!', '10.0.0.1-10.0.0.2']}] "],
+        ),
+        (
+            "-s 10.0.0.1,10.0.0.4 -d 192.0.2.1,192.0.2.4",
+            [
+                f"iprange [{{'src-range': '10.0.0.{src}-10.0.0.{src}'}}, "
+                f"{{'dst-range': '192.0.2.{dst}-192.0.2.{dst}'}}] "
+                for src in (1, 4)
+                for dst in (1, 4)
+            ],
+        ),
+        ("-i eth+ ! -o wg0", ["in-interface eth+ out-interface !wg0 "]),
+        (
+            "-m mark ! --mark 0x1/0xff -m conntrack --ctstate NEW",
+            ["mark mark ['!', '0x1/0xff'] conntrack ctstate NEW "],
+        ),
+    ],
+)
+def test_what_is_published_on_a_condition_goes_first_and_claims_nothing(condition: str, matches: list[str]) -> None:
+    publication = replace(PUBLICATION, snat=False, condition=condition)
+    rules = owned_rules(replace(POLICY, publications=(publication,), link=LINK), 4)
+    assert shown(rules) == [f"CNI-BRIDGE-COND {PUBLISHED.format(each)}" for each in matches]
+    assert [each for each in rules if published(each)] == []
+    assert all(is_of_address(each, frozenset({FOUR})) for each in rules)
+    assert not any(is_of_address(each, frozenset({ip_address("10.0.0.1"), ip_address("192.0.2.1")})) for each in rules)
+    assert [each for each in shown(base(4)) if each.startswith("CNI-BRIDGE-PUB ")] == [
+        "CNI-BRIDGE-PUB target CNI-BRIDGE-MARK",
+        "CNI-BRIDGE-PUB target CNI-BRIDGE-COND",
+    ]
+
+
+def test_a_condition_is_beside_the_address_at_which_a_port_is_published() -> None:
+    at = replace(PUBLICATION, snat=False, host_ip=ip_address("192.0.2.1"), condition="! -d 192.0.2.2 -s 10.0.0.1")
+    assert owned(4, publications=(at,)) == [
+        "CNI-BRIDGE-COND "
+        + PUBLISHED.format(
+            "dst 192.0.2.1/32 iprange [{'dst-range': ['!', '192.0.2.2-192.0.2.2']}, "
+            "{'src-range': '10.0.0.1-10.0.0.1'}] "
+        )
+    ]
+
+
+def test_words_of_nftables_publish_nothing() -> None:
+    publication = replace(PUBLICATION, condition="ip saddr 10.0.0.0/8")
+    error = refusal(owned_rules, replace(POLICY, publications=(publication,)), 4)
+    assert (error.code, "ip saddr 10.0.0.0/8" in error.msg) == (Code.INVALID_CONFIG, True)
 
 
 def test_a_shield_drops_what_nothing_else_accepts() -> None:

@@ -17,6 +17,7 @@ from cni_bridge.cni.ports import Protocol
 from cni_bridge.firewall.nftables_elements import (
     Claims,
     Element,
+    conditional_rules,
     declared_types,
     link_elements,
     owned_elements,
@@ -122,6 +123,35 @@ def test_a_run_of_sixteen_ports_that_keep_their_numbers_is_one_element(
 ) -> None:
     publication = replace(PUBLICATION, snat=False, count=count, container_port=container_port)
     assert len(owned(publications=(publication,))) == elements
+
+
+TO_CONTAINER = "dnat ip to 10.88.0.2:80"
+
+
+@pytest.mark.parametrize(
+    ("changes", "rules"),
+    [
+        (
+            {"condition": "! -d 192.0.2.0/24"},
+            [f"meta nfproto ipv4 ip daddr != 192.0.2.0/24 tcp dport 8080 {TO_CONTAINER}"],
+        ),
+        (
+            {"condition": "ip saddr 10.0.0.0/8", "host_ip": ip_address("192.0.2.1")},
+            [f"meta nfproto ipv4 ip saddr 10.0.0.0/8 ip daddr 192.0.2.1 tcp dport 8080 {TO_CONTAINER}"],
+        ),
+        (
+            {"condition": "-s fc00::/7", "address": SIX, "count": 2},
+            [
+                f"meta nfproto ipv6 ip6 saddr fc00::/7 tcp dport {8080 + each} dnat ip6 to [fd00:88::2]:{80 + each}"
+                for each in range(2)
+            ],
+        ),
+    ],
+)
+def test_what_is_published_on_a_condition_is_a_rule_for_each_port(changes: dict[str, Any], rules: list[str]) -> None:
+    policy = replace(POLICY, publications=(replace(PUBLICATION, snat=False, **changes),))
+    assert list(conditional_rules(policy)) == [f'{each} comment "{owner_tag(OWNER)}"' for each in rules]
+    assert owned_elements(policy) == ()
 
 
 @pytest.mark.parametrize(
