@@ -92,6 +92,7 @@ class WarmEngine:
     @contextmanager
     def runtime(self) -> Iterator[Runtime]:
         """See `Engine.runtime`."""
+        wiring.make_directories(self.settings.run_dir)
         yield self._runtime
 
     def ipam(self) -> AbstractAsyncContextManager[Ipam]:

@@ -83,13 +83,20 @@ def find_ipam(own: IpamSource, request: Request, ipam_type: str) -> IpamSource:
     raise InvalidConfig(f'ipam.type "{ipam_type}" is no IPAM plugin: it leads to {executable.resolve()}')
 
 
+def make_directories(run_dir: Path) -> None:
+    """Make what is missing of the directories in `run_dir`, which somebody may have removed while a daemon ran."""
+    for name in ("locks", "attachments", *(f"chained/{each}" for each in _CHAINED)):
+        directory = run_dir / name
+        if not directory.is_dir():
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
 @contextmanager
 def runtime(settings: Settings, own_ipam: IpamSource | None = None) -> Iterator[Runtime]:
     """What the verbs need, made for this node's settings; `own_ipam` if this project's IPAM is open already."""
     locks = settings.run_dir / "locks"
     records = settings.run_dir / "attachments"
-    for directory in (locks, records, *(settings.run_dir / "chained" / name for name in _CHAINED)):
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_directories(settings.run_dir)
     own = own_ipam or OwnIpam(settings)
     sockets = Sockets()
     nftables = NftablesFirewall()

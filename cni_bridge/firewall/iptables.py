@@ -20,9 +20,10 @@ from cni_bridge.firewall.iptables_rules import (
     MASQUERADE,
     Rule,
     base,
+    denied_rules,
     hooks,
+    is_no_longer_trusted,
     is_of_address,
-    is_of_link,
     link_rules,
     network_link,
     owned_rules,
@@ -163,14 +164,17 @@ def _load() -> Any:
 
 
 def _apply(family: int, policy: Policy) -> list[str]:
-    wanted = (*owned_rules(policy, family), *link_rules(policy))
+    wanted, denied = (*owned_rules(policy, family), *link_rules(policy)), denied_rules(policy)
     own, network, addresses = owner_key(policy.owner), network_tag(policy.owner.network), _addresses(policy)
 
     def is_replaced(rule: Rule) -> bool:
-        """Of an earlier request, left there by a former owner of the address, or of the link as it was."""
-        if key_of_tag(rule.comment) == own or is_of_address(rule, addresses):
-            return rule.comment != MARK
-        return policy.link is not None and key_of_tag(rule.comment) == network and is_of_link(rule, policy.link.link)
+        """Wanted, and made again in its order; not to be; or left there by a former owner of the address.
+
+        What else is the owner's or the link's is of another plugin of the chain.
+        """
+        if key_of_tag(rule.comment) in (own, network):
+            return rule in wanted or rule in denied or is_no_longer_trusted(rule, policy)
+        return rule.comment != MARK and is_of_address(rule, addresses)
 
     for name in _tables_of(family, wanted):
         with _Table(family, name) as table:

@@ -12,7 +12,7 @@ for what holds for a link, or the program's for the base.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -220,6 +220,32 @@ def link_rules(policy: Policy) -> tuple[Rule, ...]:
     return tuple(_link(policy.link, network_tag(policy.owner.network)))
 
 
+def denied_rules(policy: Policy) -> tuple[Rule, ...]:
+    """The rules of the link that are not to be there; what the policy is silent about is as others say."""
+    link = policy.link
+    if link is None:
+        return ()
+    opposite = replace(
+        link,
+        isolated=link.isolated is False,
+        parted=link.parted is False,
+        internal=link.internal is False,
+        icc=link.icc is not True,
+        trusted=(),
+    )
+    tag = network_tag(policy.owner.network) if link.shared else owner_tag(policy.owner)
+    wanted = tuple(_link(link, tag))
+    return tuple(each for each in _link(opposite, tag) if each not in wanted)
+
+
+def is_no_longer_trusted(rule: Rule, policy: Policy) -> bool:
+    """Whether the rule is for a link from which the policy's own is no longer reached; which there are is not known."""
+    link = policy.link
+    if link is None or rule.chain != _TRUSTED or rule.words.get("out-interface") != link.link:
+        return False
+    return rule.words["in-interface"] not in link.trusted
+
+
 def _link(policy: LinkPolicy, tag: str) -> Iterator[Rule]:
     link = policy.link
     within = {"in_interface": link, "out_interface": link}
@@ -254,11 +280,6 @@ def is_of_address(rule: Rule, addresses: frozenset[Address]) -> bool:
     target = rule.words.get("target")
     to = target.get("DNAT", {}).get("to-destination", "") if isinstance(target, Mapping) else ""
     return any(to == str(each) or to.startswith(f"{_shown(each)}:") for each in addresses)
-
-
-def is_of_link(rule: Rule, link: str) -> bool:
-    """Whether the rule is for that link."""
-    return link in (rule.words.get("in-interface"), rule.words.get("out-interface"))
 
 
 def network_link(rule: Rule) -> str:

@@ -131,6 +131,7 @@ DAMAGES = {
 }
 
 
+@pytest.mark.oneshot("the database is replaced behind a daemon's back")
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
 def test_a_damaged_database_is_left_as_it_is_until_it_is_made_anew(host: Host, damage: str) -> None:
     results = {name: attach(host, CONF, name) for name in "ab"}
@@ -199,6 +200,7 @@ def test_a_stale_result_takes_no_address_from_who_lives(host: Host) -> None:
     assert holders(host) == {"10.99.0.2/29": "net2/lives"}
 
 
+@pytest.mark.oneshot("the database is replaced behind a daemon's back")
 def test_a_record_says_more_than_a_result(host: Host) -> None:
     host.add_netns("a")
     pod = {"CNI_ARGS": "IgnoreUnknown=1;K8S_POD_NAMESPACE=space;K8S_POD_NAME=pod"}
@@ -209,6 +211,7 @@ def test_a_record_says_more_than_a_result(host: Host) -> None:
     assert ctl_json(host, "leases") == before
 
 
+@pytest.mark.oneshot("the database is replaced behind a daemon's back")
 def test_a_database_that_was_lost_is_filled_again(host: Host) -> None:
     results = {name: attach(host, CONF, name) for name in "ab"}
     held = holders(host)

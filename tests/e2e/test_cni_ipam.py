@@ -4,6 +4,7 @@ compares it with the reference."""
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 
@@ -11,6 +12,7 @@ from tests.conftest import serve_ipam
 from tests.support.confs import with_result
 from tests.support.host import Answer, Host, Json
 from tests.support.host_local import IPV4, RANGES, REFUSED, call, conf_of
+from tests.support.ipamd import IN_PROCESS
 
 STATE = "/var/lib/cni-bridge"
 TWO_ADDRESSES = {**IPV4, "rangeStart": "10.88.0.10", "rangeEnd": "10.88.0.11"}
@@ -104,6 +106,7 @@ def test_del_with_a_configuration_that_has_become_invalid(host: Host, ipam: Json
     host.assert_nothing_left()
 
 
+@pytest.mark.oneshot("a file system in use cannot be made read-only")
 def test_a_read_only_state_directory_is_one_error_and_loses_nothing(host: Host) -> None:
     conf = conf_of({"ranges": RANGES})
     result = call(host, "ADD", conf, "a").result
@@ -132,6 +135,7 @@ def assert_works_again(host: Host, conf: Json, result: Json) -> None:
 
 def fill(host: Host) -> None:
     host.shell(f"cat /dev/zero > {STATE}/filled", check=False)
+    time.sleep(0.02)  # a daemon looks for room as often
 
 
 def test_on_a_full_disk_no_address_is_given_and_every_one_is_taken_back(host: Host, ipam_path: str) -> None:
@@ -148,6 +152,7 @@ def test_on_a_full_disk_no_address_is_given_and_every_one_is_taken_back(host: Ho
     assert_works_again(host, conf, results["a"])
 
 
+@pytest.mark.oneshot("no daemon starts without a database")
 def test_a_state_directory_that_is_full_from_the_start(host: Host) -> None:
     host.shell(f"mount -t tmpfs -o size=16k,mode=755 tmpfs {STATE}")
     fill(host)
@@ -157,6 +162,7 @@ def test_a_state_directory_that_is_full_from_the_start(host: Host) -> None:
     assert addresses(call(host, "ADD", conf, "a")) == ["10.88.0.2/24", "fd00:88::2/64"]
 
 
+@pytest.mark.oneshot("no daemon starts without a database")
 @pytest.mark.parametrize(
     "script",
     [
@@ -180,6 +186,6 @@ def test_what_is_no_database_of_ours_is_code_108_and_is_left_as_it_is(host: Host
 def test_a_state_path_that_is_no_directory_is_code_5(host: Host) -> None:
     host.shell("touch /run/file")
     conf = conf_of({"ranges": RANGES})
-    variables = {"CNI_BRIDGE_STATE_DIR": "/run/file"}
+    variables = {**IN_PROCESS, "CNI_BRIDGE_STATE_DIR": "/run/file"}
     error = host.plugin("ADD", conf, "a", plugin="cni-ipam", env=variables).error
     assert (error["code"], "/run/file" in error["msg"]) == (5, True), error

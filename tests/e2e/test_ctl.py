@@ -19,6 +19,7 @@ from tests.support.confs import bridge_conf
 from tests.support.ctl import DATABASE, Operator, audit, ctl, ctl_json, found, sql
 from tests.support.host import Host, Json
 from tests.support.ipamd import ONLY_THROUGH_IPAMD
+from tests.support.ways import Way
 
 ID = "0123456789abcdef" * 4  # as long as those of runtimes
 MARKUP = "[bold red]:smile:[/] [link]"
@@ -111,7 +112,7 @@ class Node:
 
 @pytest.fixture(scope="module", params=["in process", "ipamd"])
 def node(request: pytest.FixtureRequest) -> Iterator[Node]:
-    host = Host()
+    host = Host(way=Way.ONESHOT)
     serve_ipam(host, request.param)
     env = ONLY_THROUGH_IPAMD if request.param == "ipamd" else {}
     yield Node(host, env, Operator(host, env))

@@ -18,9 +18,10 @@ from cni_bridge.firewall.iptables_rules import (
     CHAINS,
     Rule,
     base,
+    denied_rules,
     hooks,
+    is_no_longer_trusted,
     is_of_address,
-    is_of_link,
     link_rules,
     owned_rules,
     published,
@@ -292,8 +293,28 @@ def test_what_holds_for_a_link_is_its_networks_or_its_owners(
     assert (shown(rules), others) == ([*ALWAYS, *more], ())
     tag = network_tag(OWNER.network) if shared else owner_tag(OWNER)
     assert {each.comment for each in rules} == {tag}
-    assert all(is_of_link(each, "cni0") for each in rules)
-    assert not any(is_of_link(each, "cni1") for each in rules)
+    assert denied_rules(replace(policy, link=replace(LINK, shared=shared))) == ()
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "own"])
+def test_what_is_denied_for_a_link_is_what_was_made_of_it_before(shared: bool) -> None:
+    """Nothing that holds in any case, nor what the policy is silent about."""
+    link = replace(LINK, shared=shared)
+    silent, trusting = replace(POLICY, link=link), replace(POLICY, link=replace(link, trusted=("eth1",)))
+
+    def made(policy: Policy) -> list[Rule]:
+        return [*link_rules(policy), *owned_rules(policy, 4)]
+
+    for key, said in (("isolated", True), ("parted", True), ("internal", True), ("icc", False)):
+        policy, opposite = (replace(silent, link=replace(link, **{key: each})) for each in (said, not said))
+        before, after = made(policy), made(silent)
+        assert list(denied_rules(opposite)) == [each for each in before if each not in after]
+        assert denied_rules(policy) == ()
+    assert [shown([each])[0] for each in made(trusting) if is_no_longer_trusted(each, silent)] == [
+        "CNI-BRIDGE-TRUST in-interface eth1 out-interface cni0 target ACCEPT"
+    ]
+    for policy in (trusting, POLICY, replace(POLICY, link=replace(link, link="cni1"))):
+        assert not any(is_no_longer_trusted(each, policy) for each in made(trusting))
 
 
 @pytest.mark.parametrize("family", [4, 6])

@@ -1,0 +1,290 @@
+"""How long attachments take, one at a time, many at once and beside many others, by us and by the reference plugins.
+
+Run as root by `make bench`; docs/benchmarks.md tells how to read it. Ours and the reference's calls take turns in one
+run, each on a host of its own, for what a time means depends on the machine and on the minute.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Protocol
+
+from rich.console import Console
+from rich.table import Table
+
+from tests.perf.calling import Job
+from tests.perf.conditions import describe
+from tests.perf.limit import Limit
+from tests.perf.places import Place
+from tests.perf.runtimes import Network, bare, chained, ipam, one_exec
+from tests.support.host import BIN, REFERENCE, Json
+from tests.support.ways import python_client
+
+WARM_UP = 3  # calls that do not count
+AT_ONCE = 16
+NEEDED = ("bridge", "host-local", "portmap", "firewall", "tuning")
+PAUSE = 15.0  # seconds until containers that were attached have sent most of their router solicitations
+
+console = Console(width=max(118, Console().width))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """How much is measured: calls one at a time, rounds and containers of those at once, attachments present."""
+
+    calls: int
+    rounds: int
+    containers: int
+    present: tuple[int, ...]
+
+
+FULL = Size(calls=40, rounds=2, containers=80, present=(1, 500, 1000))
+QUICK = Size(calls=15, rounds=1, containers=48, present=(1, 200))
+
+
+class Attaching(Protocol):
+    """Attaches a container and detaches it again."""
+
+    def add(self) -> float:
+        """Milliseconds to attach."""
+
+    def delete(self) -> float:
+        """Milliseconds to detach."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Series:
+    """Milliseconds of what was attached and detached in one way."""
+
+    what: str
+    way: Attaching
+    adding: list[float] = field(default_factory=list)
+    deleting: list[float] = field(default_factory=list)
+
+
+class Bench:
+    """Measures one thing after another, in a directory, and puts it into one table."""
+
+    def __init__(self, directory: Path, size: Size, stack: ExitStack) -> None:
+        self._directory = directory
+        self._size = size
+        self._stack = stack
+        self._plugins = directory / "plugins"
+        self._plugins.mkdir()
+        # The one-shot program is not beside it, so a call that no daemon serves fails.
+        shutil.copy(BIN / "cni-bridge", self._plugins)
+        self.table = Table("", "ours p50", "p99", "other p50", "p99", "", title="Attachments")
+        for each in self.table.columns[1:]:
+            each.justify = "right"
+
+    def one_at_a_time(self) -> None:
+        """Bare, masquerade and full, in one family and both, beside the reference; full beside the limit, too."""
+        ours, reference = self._place("ours", daemon=True), self._place("reference")
+        links = self._directory / "links"
+        links.mkdir()
+        ours.host.run(BIN / "cni-bridgectl", "install", links, "--yes")
+        pairs: list[tuple[str, Series, Series]] = []
+        for dual, families in enumerate(("IPv4", "dual stack")):
+
+            def network(number: int, plugins: Callable[[str, Json], Sequence[Json]], directory: Path) -> Series:
+                number += 100 + 10 * dual  # noqa: B023 - it is called here only
+                theirs = directory == REFERENCE
+                kind = "cni-ipam" if directory == self._plugins else "host-local"
+                made = Network(
+                    place=reference if theirs else ours,
+                    number=number,
+                    plugins=plugins(f"br{number}", ipam(kind, number, dual=bool(dual))),  # noqa: B023
+                    directory=directory,
+                )
+                made.settle()
+                return Series(what="", way=made)
+
+            full = network(4, chained, REFERENCE)
+            pairs += [
+                (
+                    f"bare, {families}",
+                    network(1, lambda *of: bare("cni-bridge", *of, isolated=False), self._plugins),
+                    network(1, lambda *of: bare("bridge", *of), REFERENCE),
+                ),
+                (
+                    f"masquerade, {families}",
+                    network(2, lambda *of: bare("cni-bridge", *of, ipMasq=True), self._plugins),
+                    network(2, lambda *of: bare("bridge", *of, ipMasq=True), REFERENCE),
+                ),
+                (f"full, one exec, {families}", network(3, one_exec, self._plugins), full),
+                (f"full, the four plugins' list, {families}", network(4, chained, links), full),
+            ]
+        limit = self._limit(ours)
+        ours.require_served()
+        self._take_turns([*unique(each for _, *both in pairs for each in both), limit])
+        self._head("One at a time, ms (other: the reference)")
+        for what, one, other in pairs:
+            self._compare(f"ADD {what}", one.adding, other.adding)
+            self._compare(f"DEL {what}", one.deleting, other.deleting)
+        one = next(one for what, one, _ in pairs if what == "full, one exec, IPv4")
+        self._head("Against the limit, ms (other: the same messages in a loop)")
+        self._weigh("ADD full, one exec, IPv4", one.adding, limit.adding)
+        self._weigh("DEL full, one exec, IPv4", one.deleting, limit.deleting)
+
+    def many_at_once(self) -> None:
+        """Masquerade, with so many calls in flight."""
+        number, size = 140, self._size
+        networks = []
+        for directory, kind, addresses in (
+            (self._plugins, "cni-bridge", "cni-ipam"),
+            (REFERENCE, "bridge", "host-local"),
+        ):
+            plugins = bare(kind, f"br{number}", ipam(addresses, number, dual=False), ipMasq=True)
+            place = self._place(f"many-{kind}", daemon=kind == "cni-bridge")
+            made = Network(place=place, number=number, plugins=plugins, directory=directory)
+            made.settle()
+            made.make_namespaces(size.containers)
+            networks.append(made)
+        seconds: dict[tuple[str, int], float] = {}
+        jobs: dict[tuple[str, int], list[Job]] = {}
+        for _ in range(size.rounds):
+            for command, measure in (("ADD", Network.add_many), ("DEL", Network.delete_many)):
+                for side, each in enumerate(networks):
+                    took, done = measure(each, size.containers, AT_ONCE)
+                    seconds[command, side] = seconds.get((command, side), 0.0) + took
+                    jobs.setdefault((command, side), []).extend(done)
+        self._head(f"{AT_ONCE} at a time, masquerade, IPv4 (other: the reference)")
+        for command in ("ADD", "DEL"):
+            rates = [len(jobs[command, side]) / seconds[command, side] for side in (0, 1)]
+            failures = sum(len(each.failures) for each in jobs[command, 1])
+            note = f"; {failures} of its calls failed and were repeated" if failures else ""
+            self._row(f"{command} a second{note}", f"{rates[0]:.0f}", "", f"{rates[1]:.1f}", "", times(*rates))
+            self._compare(f"{command}, ms", *([each.ms for each in jobs[command, side]] for side in (0, 1)))
+
+    def beside_others(self) -> None:
+        """Full in one plugin, beside so many that are attached to the same bridge."""
+        series = []
+        for number in self._size.present:
+            place = self._place(f"beside-{number}", daemon=True)
+            plugins = one_exec("br150", ipam("cni-ipam", 150, dual=False))
+            made = Network(place=place, number=150, plugins=plugins, directory=self._plugins)
+            made.settle()
+            made.make_namespaces(number - 1)
+            made.add_many(number - 1, AT_ONCE)
+            series.append(Series(what=f"{number:,} attached", way=made))
+        time.sleep(PAUSE)
+        self._take_turns(series)
+        self._head(f"Beside others, full, one exec, IPv4, ms (other: beside {self._size.present[0]})")
+        for each in series:
+            self._weigh(f"ADD, {each.what}", each.adding, series[0].adding)
+        for each in series:
+            self._weigh(f"DEL, {each.what}", each.deleting, series[0].deleting)
+        assert isinstance(each.way, Network)
+        mebibytes = each.way.place.daemon_mebibytes()
+        self._row(f"cni-bridged, {each.what}: resident memory, MiB", f"{mebibytes:.0f}", "", "", "", "")
+
+    def ways(self) -> None:
+        """Masquerade, by whoever may serve it."""
+        python = self._directory / "python"
+        python.mkdir()
+        shutil.copy(python_client(), python / "cni-bridge")
+        served, alone = self._place("served", daemon=True), self._place("alone")
+        asked: tuple[tuple[str, Place, Path, Json], ...] = (
+            ("daemon, native client", served, self._plugins, {}),
+            ("daemon, Python client", served, python, {}),
+            ("no daemon, nftables", alone, BIN, {}),
+            ("no daemon, iptables", alone, BIN, {"ipMasqBackend": "iptables"}),
+        )
+        series = []
+        for number, (what, place, directory, more) in enumerate(asked, 160):
+            plugins = bare("cni-bridge", f"br{number}", ipam("cni-ipam", number, dual=False), ipMasq=True, **more)
+            made = Network(place=place, number=number, plugins=plugins, directory=directory)
+            made.settle()
+            series.append(Series(what=what, way=made))
+        self._take_turns(series)
+        self._head("Ways to be served, masquerade, IPv4, ms (other: the first)")
+        for each in series:
+            self._weigh(f"ADD, {each.what}", each.adding, series[0].adding)
+        for each in series:
+            self._weigh(f"DEL, {each.what}", each.deleting, series[0].deleting)
+
+    def _place(self, name: str, *, daemon: bool = False) -> Place:
+        place = Place(self._directory / name, daemon=daemon)
+        self._stack.callback(place.close)
+        return place
+
+    def _limit(self, place: Place) -> Series:
+        place.add_netns(["limit"])
+        limit = Limit(place, self._directory, "limit")
+        self._stack.callback(limit.close)
+        return Series(what="limit", way=limit)
+
+    def _take_turns(self, series: Sequence[Series]) -> None:
+        for number in range(-WARM_UP, self._size.calls):
+            for each in series:
+                added, deleted = each.way.add(), each.way.delete()
+                if number >= 0:
+                    each.adding.append(added)
+                    each.deleting.append(deleted)
+
+    def _head(self, words: str) -> None:
+        self.table.add_section()
+        self._row(f"[bold]{words}", "", "", "", "", "")
+
+    def _compare(self, what: str, ours: list[float], theirs: list[float]) -> None:
+        """A row that tells how many times faster we are."""
+        self._row(what, *shown(ours), *shown(theirs), times(1 / median(ours), 1 / median(theirs)))
+
+    def _weigh(self, what: str, one: list[float], other: list[float]) -> None:
+        """A row that tells how many times longer the one takes than the other."""
+        theirs = shown(other) if one is not other else ("", "")
+        self._row(what, *shown(one), *theirs, f"{median(one) / median(other):.2f} of it" if one is not other else "")
+
+    def _row(self, *cells: str) -> None:
+        self.table.add_row(*cells)
+
+
+def times(ours: float, theirs: float) -> str:
+    """How many times better we are."""
+    return f"{ours / theirs:.2f} x"
+
+
+def shown(ms: list[float]) -> tuple[str, str]:
+    """Median and 99th percentile; of less than a hundred, the latter is between the two longest."""
+    return f"{median(ms):.2f}", f"{quantiles(ms, n=100, method='inclusive')[98]:.2f}"
+
+
+def unique(series: Iterable[Series]) -> list[Series]:
+    """Each of them once."""
+    return list({id(each): each for each in series}.values())
+
+
+def main() -> int:
+    """Measure everything and print it."""
+    parser = argparse.ArgumentParser(prog="python -m tests.perf.bench_attach", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="about a minute instead of five")
+    parser.add_argument("--directory", type=Path, help="where state is kept; by default where temporary files are")
+    arguments = parser.parse_args()
+    if missing := [each for each in NEEDED if not (REFERENCE / each).exists()]:
+        raise SystemExit(f"{REFERENCE} lacks {', '.join(missing)}: install containernetworking-plugins")
+    parent = arguments.directory.resolve() if arguments.directory is not None else None
+    with tempfile.TemporaryDirectory(prefix="attach-", dir=parent) as name:
+        directory = Path(name)
+        lines = list(describe(directory))
+        with ExitStack() as stack:
+            bench = Bench(directory, QUICK if arguments.quick else FULL, stack)
+            for measure in (bench.one_at_a_time, bench.many_at_once, bench.beside_others, bench.ways):
+                print(f"{measure.__name__} …", end="\r" if sys.stderr.isatty() else "\n", file=sys.stderr)
+                measure()
+        for line in lines:
+            console.print(line, highlight=False)
+        console.print(bench.table)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""What one attachment costs the kernel, nftables and the disk: the same messages in a loop, and nothing else.
+
+No program can attach faster by the same means; what an attachment takes beyond it is ours. It does not wait for the
+bridge port to get its carrier.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from pathlib import Path
+
+from cni_bridge.cni.netconf import Backend
+from cni_bridge.cni.ports import Protocol
+from cni_bridge.datapath import netns, sysctl
+from cni_bridge.datapath.netlink import Netlink
+from cni_bridge.datapath.netns import Netns
+from cni_bridge.firewall.libnftables import Nftables
+from cni_bridge.firewall.nftables import NftablesFirewall
+from cni_bridge.firewall.nftables_elements import Element, owned_elements
+from cni_bridge.policy import LinkPolicy, Masquerade, Policy, Publication, Shield
+from cni_bridge.tag import container_mac, host_ifname, host_mac, owner_tag
+from ipam.api import Owner, Route
+from tests.perf.calling import inside
+from tests.perf.places import Place
+
+_BRIDGE = "limit0"
+_GATEWAY = IPv4Interface("10.250.0.1/16")
+_IFNAME = "eth0"
+_MTU = 1500
+_CREATE = "CREATE TABLE addresses (network TEXT, address BLOB, container TEXT, PRIMARY KEY (network, address))"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Attached:
+    """One attachment of the loop."""
+
+    owner: Owner
+    address: IPv4Interface
+
+    @property
+    def elements(self) -> tuple[Element, ...]:
+        """The elements that a full attachment has."""
+        ip = self.address.ip
+        publication = Publication(
+            protocol=Protocol.TCP, host_ip=None, host_port=8081, address=ip, container_port=80, snat=True
+        )
+        policy = Policy(
+            backend=Backend.NFTABLES,
+            owner=self.owner,
+            masquerade=(Masquerade(address=ip, local_links=(_BRIDGE,)),),
+            publications=(publication,),
+            shields=(Shield(address=ip),),
+        )
+        return owned_elements(policy)
+
+
+class Limit:
+    """The loop, on a host, with its database in the directory; `netns` is the name of the container's namespace."""
+
+    def __init__(self, place: Place, directory: Path, netns_name: str) -> None:
+        self._netns = f"/proc/{place.host.holder.pid}/root/run/netns/{netns_name}"
+        self._number = 0
+        self._attached: _Attached | None = None
+        self._database = sqlite3.connect(directory / "limit.db", isolation_level=None)
+        for statement in ("PRAGMA journal_mode = PERSIST", "PRAGMA synchronous = FULL", _CREATE):
+            self._database.execute(statement)
+        with inside(place.host):
+            self._netlink = Netlink()
+            self._nft = Nftables()
+            self._netlink.add_bridge(_BRIDGE, mac="", mtu=_MTU)
+            bridge = self._netlink.link(_BRIDGE)
+            assert bridge is not None
+            self._bridge = bridge.index
+            self._netlink.add_address(self._bridge, _GATEWAY, dad=False)
+            firewall = NftablesFirewall()  # declares the base
+            shared = LinkPolicy(link=_BRIDGE, isolated=True, internal=False, icc=True)
+            firewall.apply(Policy(backend=Backend.NFTABLES, owner=self._next().owner, link=shared))
+            firewall.close()
+
+    def close(self) -> None:
+        """Close what was opened; the rest goes with the host."""
+        self._netlink.close()
+        self._database.close()
+
+    def add(self) -> float:
+        """Milliseconds of one attachment."""
+        self._attached = attached = self._next()
+        commands = "\n".join(each.add() for each in attached.elements)
+        row = ("limit", attached.address.ip.packed, attached.owner.container_id)
+        began = time.perf_counter()
+        self._database.execute("INSERT INTO addresses VALUES (?, ?, ?)", row)
+        self._link(attached)
+        self._nft.run(commands)
+        return (time.perf_counter() - began) * 1000
+
+    def delete(self) -> float:
+        """Milliseconds of taking it away again."""
+        assert self._attached is not None
+        attached, self._attached = self._attached, None
+        commands = "\n".join(each.delete() for each in attached.elements)
+        began = time.perf_counter()
+        self._netlink.delete_link(host_ifname(attached.owner))
+        self._nft.run(commands)
+        self._database.execute("DELETE FROM addresses WHERE address = ?", (attached.address.ip.packed,))
+        return (time.perf_counter() - began) * 1000
+
+    def _link(self, attached: _Attached) -> None:
+        """Make the link as `Datapath.attach` does."""
+        owner, host = attached.owner, self._netlink
+        mac = container_mac(owner)
+        fd = os.open(self._netns, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            host.add_veth(
+                host_ifname(owner),
+                mac=host_mac(owner),
+                mtu=_MTU,
+                master=self._bridge,
+                peer=_IFNAME,
+                peer_mac=mac,
+                peer_netns=fd,
+            )
+            host.set_up_port(host_ifname(owner), alias=owner_tag(owner), hairpin=True, isolated=False)
+            with netns.opened(self._netns, fd) as target:
+                self._configure(target, attached.address, mac)
+        finally:
+            os.close(fd)
+
+    def _configure(self, target: Netns, address: IPv4Interface, mac: str) -> None:
+        with netns.entered(target):
+            there = Netlink()
+            sysctl.write(f"ipv4/conf/{_IFNAME}/arp_notify", "1")
+        try:
+            link = there.link(_IFNAME)
+            assert link is not None
+            there.add_address(link.index, address, dad=False)
+            there.set_up(link.index)
+            there.append_route(link.index, Route(dst=IPv4Network("0.0.0.0/0"), gw=_GATEWAY.ip))
+            there.set_link(link.index, mac=mac)  # announces the address
+        finally:
+            there.close()
+
+    def _next(self) -> _Attached:
+        self._number += 1
+        owner = Owner(network="limit", container_id=f"{self._number:064x}", ifname=_IFNAME)
+        address = IPv4Address(int(_GATEWAY.ip) + self._number)
+        return _Attached(owner=owner, address=IPv4Interface((address, _GATEWAY.network.prefixlen)))

@@ -1,0 +1,144 @@
+"""Attaches containers as a runtime does, with a list of plugins, and tells how long the plugins took."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from tests.perf.calling import Call, Job
+from tests.perf.places import Place
+from tests.support.host import Json
+
+_VERSION = "1.0.0"  # the newest that the reference plugins know
+_PORT = 8080  # of the host, which leads to the container that is measured
+_RESIDENT_PORT = 9000  # and the number of the network: leads to the one that stays
+_FIRST_OF_MANY = 10_000
+
+
+@dataclass(slots=True, kw_only=True)
+class Network:
+    """A network on a host as a runtime knows it: its plugins, and the directory that they are in."""
+
+    place: Place
+    number: int  # among those of the host
+    plugins: Sequence[Json]
+    directory: Path
+    _calls: int = 0
+    _attached: tuple[str, Json] = field(default=("", {}))
+
+    @property
+    def name(self) -> str:
+        """Its name, by which its containers and their namespaces are called."""
+        return f"net{self.number}"
+
+    def settle(self) -> None:
+        """Attach a container that stays, so that none which is measured is the network's first or last."""
+        self.place.add_netns([self._netns("resident"), self._netns("measured")])
+        self._add(self._container("resident"), self._netns("resident"), _RESIDENT_PORT + self.number)
+
+    def add(self) -> float:
+        """Milliseconds that the plugins took to attach another container."""
+        self._calls += 1
+        container = self._container(str(self._calls))
+        ms, result = self._add(container, self._netns("measured"), _PORT)
+        self._attached = (container, result)
+        return ms
+
+    def delete(self) -> float:
+        """Milliseconds that the plugins took to detach it."""
+        container, result = self._attached
+        asked = (container, self._netns("measured"), _PORT, result)
+        return sum(self.place.run(self._call("DEL", each, *asked)).ms for each in reversed(self.plugins))
+
+    def make_namespaces(self, number: int) -> None:
+        """Make the namespaces for so many containers that are attached at once."""
+        self.place.add_netns(self._netns(str(each)) for each in range(number))
+
+    def add_many(self, number: int, most: int) -> tuple[float, list[Job]]:
+        """Attach so many containers, of which so many are in flight; the seconds, and what became of each."""
+        jobs = [
+            Job(call=add, undo=undo)
+            for add, undo in zip(self._many("ADD", number), self._many("DEL", number), strict=True)
+        ]
+        return self.place.run_at_once(jobs, most), jobs
+
+    def delete_many(self, number: int, most: int) -> tuple[float, list[Job]]:
+        """Detach them."""
+        jobs = [Job(call=each) for each in self._many("DEL", number)]
+        return self.place.run_at_once(jobs, most), jobs
+
+    def _many(self, command: str, number: int) -> Iterator[Call]:
+        (plugin,) = self.plugins
+        for each in range(number):
+            name = f"many-{each}"
+            yield self._call(command, plugin, self._container(name), self._netns(str(each)), _FIRST_OF_MANY + each, {})
+
+    def _add(self, container: str, netns: str, port: int) -> tuple[float, Json]:
+        ms, result = 0.0, dict[str, Any]()
+        for each in self.plugins:
+            ended = self.place.run(self._call("ADD", each, container, netns, port, result))
+            ms, result = ms + ended.ms, json.loads(ended.stdout)
+        return ms, result
+
+    def _netns(self, name: str) -> str:
+        return f"{self.name}-{name}"
+
+    def _container(self, name: str) -> str:
+        return sha256(f"{self.name}/{name}".encode()).hexdigest()
+
+    def _call(self, command: str, plugin: Json, container: str, netns: str, port: int, result: Json) -> Call:
+        """The call of one plugin of the list, as libcni makes it."""
+        ports = [{"hostPort": port, "containerPort": 80, "protocol": "tcp"}]
+        wants_ports = plugin.get("capabilities", {}).get("portMappings")
+        conf = {
+            **plugin,
+            "name": self.name,
+            "cniVersion": _VERSION,
+            **({"runtimeConfig": {"portMappings": ports}} if wants_ports else {}),
+            **({"prevResult": result} if result else {}),
+        }
+        environ = {
+            "CNI_COMMAND": command,
+            "CNI_CONTAINERID": container,
+            "CNI_NETNS": f"/run/netns/{netns}",
+            "CNI_IFNAME": "eth0",
+            "CNI_PATH": str(self.directory),
+            "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+        }
+        return Call(executable=self.directory / plugin["type"], environ=environ, stdin=json.dumps(conf).encode())
+
+
+def ipam(kind: str, number: int, *, dual: bool) -> Json:
+    """Addresses of the network of that number, by the IPAM plugin of that type."""
+    ranges = [[{"subnet": f"10.{number}.0.0/16"}], [{"subnet": f"fd00:{number}::/64"}]]
+    routes = [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]
+    families = 1 + dual
+    return {"type": kind, "ranges": ranges[:families], "routes": routes[:families]}
+
+
+def bare(kind: str, bridge: str, addresses: Json, **more: object) -> list[Json]:
+    """A bridge and addresses, and nothing else."""
+    return [{"type": kind, "bridge": bridge, "isGateway": True, "ipam": addresses, **more}]
+
+
+SYSCTL = {"net.core.somaxconn": "500"}
+PORTS = {"portMappings": True}
+
+
+def one_exec(bridge: str, addresses: Json) -> list[Json]:
+    """All of it in one plugin, ours."""
+    return bare("cni-bridge", bridge, addresses, ipMasq=True, hairpinMode=True, sysctl=SYSCTL, capabilities=PORTS)
+
+
+def chained(bridge: str, addresses: Json) -> list[Json]:
+    """All of it in a list as Podman, nerdctl and others write it, for the reference plugins."""
+    return [
+        *bare("bridge", bridge, addresses, ipMasq=True, hairpinMode=True),
+        {"type": "portmap", "capabilities": PORTS},
+        {"type": "firewall"},
+        {"type": "tuning", "sysctl": SYSCTL},
+    ]
