@@ -17,6 +17,7 @@ from cni_bridge.cni.errors import CniError, Code
 from cni_bridge.cni.fields import parse_object
 from cni_bridge.cni.request import Command, Request
 from cni_bridge.cni.result import parse
+from ipam import effects
 from ipam.api import Allocation, Interface, Lease, Owner, Wanted
 
 OUTPUT_LIMIT = 4 << 20  # bytes
@@ -92,6 +93,7 @@ class ExecIpam:
 
     async def _run(self, command: Command, owner: Owner | None) -> bytes:
         trace.count("processes")
+        effects.change(f"run {self._executable.name} for {command}")
         # A pipe of our own: asyncio waits for the end of its own ones, which a grandchild may keep open.
         reading, writing = os.pipe()
         with os.fdopen(reading, "rb", buffering=0) as stdout:

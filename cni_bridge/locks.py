@@ -13,6 +13,7 @@ from weakref import WeakValueDictionary
 
 from cni_bridge.cni.errors import CniError, Code
 from cni_bridge.files import file_name
+from ipam import effects
 from ipam.api import Owner
 
 _LONGEST_PAUSE = 0.02  # seconds
@@ -46,6 +47,7 @@ class OwnerLocks:
                 yield
             finally:
                 with suppress(OSError):
+                    effects.change("remove a lock's file")
                     path.unlink()  # before the lock ends: whoever waits for it then finds another file, and starts anew
                 os.close(fd)
 

@@ -11,6 +11,7 @@ from contextlib import suppress
 
 from cni_bridge import trace
 from cni_bridge.cni.errors import KernelRefused
+from ipam import effects
 
 NLM_F_REQUEST = 0x1
 NLM_F_ACK = 0x4
@@ -78,6 +79,7 @@ class NetlinkSocket:
         """The payloads of the answers; `flags`: a dump, or an ACK. `KernelRefused` names `what` and the reason."""
         trace.count("messages")
         try:
+            effects.ask(what)
             for _ in range(_ATTEMPTS):
                 self._sequence = self._sequence % 0xFFFFFFFF + 1
                 header = _HEADER.pack(_HEADER.size + len(payload), kind, flags | NLM_F_REQUEST, self._sequence, 0)

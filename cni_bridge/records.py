@@ -19,6 +19,7 @@ from typing import Generic, Protocol, TypeVar
 from cni_bridge.cni.errors import CniError, Code
 from cni_bridge.files import file_name
 from cni_bridge.tag import owner_key
+from ipam import effects
 from ipam.api import Owner
 from ipam.codec import decode, encode
 
@@ -59,6 +60,7 @@ class Records(Generic[R]):
         draft = path.with_name(f".{path.name}.new")  # the owner's lock is held: nobody else writes it
         text = json.dumps({"format": FORMAT, "attachment": encode(attachment)}).encode()
         try:
+            effects.change("write a record's draft")
             fd = _create(draft)
             try:
                 written = os.write(fd, text)
@@ -66,6 +68,7 @@ class Records(Generic[R]):
                 os.close(fd)
             if written != len(text):  # the file system is full
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            effects.change("put a record in its place")
             draft.rename(path)
         except OSError as error:
             draft.unlink(missing_ok=True)
@@ -74,6 +77,7 @@ class Records(Generic[R]):
     def remove(self, owner: Owner) -> None:
         """Forget the attachment; forgotten already is success."""
         path = self._path(owner)
+        effects.change("remove a record")
         path.unlink(missing_ok=True)
         with suppress(OSError):  # not empty, or gone already
             path.parent.rmdir()
@@ -119,6 +123,7 @@ class Records(Generic[R]):
             try:
                 self._parse(path.read_bytes(), path)
             except CniError:
+                effects.change("remove a record that cannot be read")
                 path.unlink(missing_ok=True)
 
     def require_writable(self) -> None:

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from cni_bridge.frames import BODY_LIMIT, BadFrame, Call, parse_call
+from ipam import effects
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ class Undelivered:
             log.info("doing a DEL that was kept: %s", name)
             if await serve(call):
                 with suppress(OSError):
+                    effects.change("remove a kept request")
                     path.unlink()
                 self._tried.discard(name)
 

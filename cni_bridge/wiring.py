@@ -30,6 +30,7 @@ from cni_bridge.plan import Attachment
 from cni_bridge.records import Records
 from cni_bridge.runtime import IpamSource, Runtime
 from cni_bridge.static_ipam import StaticIpam
+from ipam import effects
 from ipam.api import Ipam
 from ipam.settings import Settings
 
@@ -88,6 +89,7 @@ def make_directories(run_dir: Path) -> None:
     for name in ("locks", "attachments", *(f"chained/{each}" for each in _CHAINED)):
         directory = run_dir / name
         if not directory.is_dir():
+            effects.change("make a directory")
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 

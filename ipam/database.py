@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import aiosqlite
 
+from ipam import effects
 from ipam.transaction import Transaction
 
 T = TypeVar("T")
@@ -50,9 +51,12 @@ class Database(aiosqlite.Connection):
 
 
 def _transact(begin: str, work: Callable[[Transaction], T], connection: sqlite3.Connection) -> T:
+    effects.ask(begin)
     connection.execute(begin)
     try:
         result = work(Transaction(connection))
+        if begin != "BEGIN":
+            effects.change("commit")
         connection.execute("COMMIT")
     except BaseException:
         with suppress(sqlite3.OperationalError):  # SQLite has undone it already if, for one, the disk is full

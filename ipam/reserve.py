@@ -7,7 +7,7 @@ import os
 import time
 from pathlib import Path
 
-from ipam import files
+from ipam import effects, files
 from ipam.errors import StoreFull, StoreUnavailable
 
 SIZE = 512 << 10  # bytes: the journal of a transaction and some pages of history, many times over
@@ -31,10 +31,12 @@ class Reserve:
                 self._require_room()
                 self._looked = time.monotonic()
                 return
+            effects.change("remove what was to be the reserve")
             self._path.unlink()  # what was interrupted while it was made
         except FileNotFoundError:
             pass
         try:
+            effects.change("hold room in reserve")
             fd = files.create(self._path)
         except FileExistsError:  # somebody else has just made it
             return
@@ -43,6 +45,7 @@ class Reserve:
                 raise StoreFull(self._full()) from None
             raise StoreUnavailable(f"{self._path}: {error.strerror}; check its directory") from None
         try:
+            effects.change("fill the reserve")
             os.posix_fallocate(fd, 0, SIZE)
         except OSError as error:
             self._path.unlink(missing_ok=True)
@@ -62,6 +65,7 @@ class Reserve:
         """Give the room free; whether there was any."""
         self._looked = 0.0
         try:
+            effects.change("spend the room in reserve")
             self._path.unlink()
         except OSError:
             return False

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from ipam import files, schema
+from ipam import effects, files, schema
 from ipam.blobs import blob_number, number_blob
 from ipam.database import Database
 from ipam.errors import IpamError, RequestRefused, StoreBusy, StoreDamaged, StoreFull, StoreUnavailable
@@ -48,6 +48,7 @@ class Store:
         `check`: look for damage in all of it, which is done in any case as long as it is small.
         """
         with _reasons(path):
+            effects.change("create the database")
             _create_file(path)
             database = await Database.open(path, patience=patience)
         store = cls(database, path)
@@ -101,6 +102,7 @@ class Store:
         if self._version(connection) == schema.VERSION:
             return
         connection.create_function("next_address", 1, _next_address, deterministic=True)
+        effects.change("make the schema")
         connection.execute("BEGIN IMMEDIATE")
         version = self._version(connection)  # again: another process may have created the schema meanwhile
         if version != schema.VERSION:

@@ -12,6 +12,7 @@ import struct
 from cni_bridge.cni.errors import KernelRefused
 from cni_bridge.cni.ports import Protocol
 from cni_bridge.netlink_messages import NLM_F_ACK, NLM_F_DUMP, ask, attribute, nested, parse_attributes
+from ipam import effects
 
 _NETLINK_NETFILTER = 12
 _CT_GET, _CT_DELETE = 0x101, 0x102  # NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET, IPCTNL_MSG_CT_DELETE
@@ -70,6 +71,7 @@ def _port(tuple_: bytes, protocol: Protocol) -> int:
 def _end(header: bytes, entry: dict[int, bytes]) -> bool:
     known = [attribute(kind, entry[kind]) for kind in (_CTA_ID, _CTA_ZONE) if kind in entry]
     message = header + nested(_CTA_TUPLE_ORIG, entry[_CTA_TUPLE_ORIG]) + b"".join(known)
+    effects.change("end a tracked connection")
     try:
         ask(_NETLINK_NETFILTER, _CT_DELETE, NLM_F_ACK, message, what="end a tracked connection")
     except KernelRefused as error:

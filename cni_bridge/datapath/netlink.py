@@ -41,6 +41,7 @@ from cni_bridge.netlink_messages import (
     NLM_F_EXCL,
     NetlinkSocket,
 )
+from ipam import effects
 from ipam.api import Address, Interface, Network, Route
 
 BR_STATE_DISABLED = 0
@@ -51,6 +52,7 @@ _RTM_NEWLINK, _RTM_DELLINK, _RTM_GETLINK, _RTM_SETLINK = 16, 17, 18, 19
 _RTM_NEWADDR, _RTM_DELADDR, _RTM_GETADDR = 20, 21, 22
 _RTM_NEWROUTE, _RTM_DELROUTE, _RTM_GETROUTE = 24, 25, 26
 _RTM_GETNSID = 90
+_GET = 2
 _MAKE = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL
 
 
@@ -181,6 +183,7 @@ class Netlink:
     def change_tc(self, what: str, command: str, *args: Any, **values: Any) -> None:
         """Change queueing disciplines or filters; `what` is for messages, the rest pyroute2's `IPRoute.tc`."""
         with _refusals(what):
+            effects.change(what)
             self._ip.tc(command, *args, **values)
 
     def qdiscs(self, index: int) -> list[Any]:
@@ -207,12 +210,14 @@ class Netlink:
         """Let the port carry the VLAN; `native`: untagged, and where untagged frames go."""
         flags = BRIDGE_VLAN_INFO_PVID | BRIDGE_VLAN_INFO_UNTAGGED if native else 0
         with _refusals(f"add VLAN {vlan} to bridge port {index}"):
+            effects.change("add a VLAN")
             self._ip.vlan_filter("add", index=index, vlan_info={"vid": vlan, "flags": flags})
 
     def delete_vlan(self, index: int, vlan: int) -> None:
         """Take the VLAN off the port; off already is success."""
         try:
             with _refusals(f"take VLAN {vlan} off bridge port {index}"):
+                effects.change("take a VLAN off")
                 self._ip.vlan_filter("del", index=index, vlan_info={"vid": vlan})
         except KernelRefused as error:
             if error.errno != errno.ENOENT:
@@ -334,6 +339,8 @@ class Netlink:
         return True
 
     def _ask(self, kind: int, flags: int, payload: bytes, what: str) -> list[bytes]:
+        if kind % 4 != _GET:  # rtnetlink(7) numbers its messages so: new, delete, get, set
+            effects.change(what)
         return self._socket.ask(kind, flags, payload, what=what)
 
     @property

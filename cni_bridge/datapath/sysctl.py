@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cni_bridge.cni.errors import KernelRefused
+from ipam import effects
 
 _ROOT = Path("/proc/sys/net")
 
@@ -25,6 +26,7 @@ def write(name: str, value: str) -> None:
     if read(name) == value:
         return
     try:
+        effects.change(f"set {name}")
         (_ROOT / name).write_text(value)
     except OSError as error:
         shown = "net." + name.replace("/", ".")

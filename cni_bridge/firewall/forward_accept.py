@@ -21,6 +21,7 @@ from cni_bridge.cni.errors import FirewallFailed
 from cni_bridge.firewall.libnftables import Nftables, NftError
 from cni_bridge.firewall.nftables_lookup import Lookup
 from cni_bridge.tag import MARK, network_tag
+from ipam import effects
 
 log = logging.getLogger(__name__)
 
@@ -143,6 +144,7 @@ def _run(tool: str, *words: str) -> str:
     # To look needs no lock, which some other program may hold for long.
     environment = {**os.environ, "XTABLES_LOCKFILE": "/dev/null"} if words[0] == "-S" else None
     trace.count("processes")
+    effects.change(f"run {tool}")
     try:
         done = subprocess.run(
             [path, "-w", str(_PATIENCE), *words],

@@ -32,6 +32,7 @@ from cni_bridge.firewall.iptables_rules import (
 from cni_bridge.firewall.xtables_lock import xtables_lock
 from cni_bridge.policy import Policy, Publication
 from cni_bridge.tag import MARK, key_of_tag, network_tag, owner_key
+from ipam import effects
 from ipam.api import Address, Owner
 
 _FAMILIES = (4, 6)
@@ -124,6 +125,7 @@ class IptablesFirewall:
 
     def _look(self, question: Callable[[], list[str]], purpose: str) -> list[str]:
         _load()
+        effects.ask(purpose)
         try:
             return run_apart(question)
         except ChildFailed as error:
@@ -136,6 +138,7 @@ class IptablesFirewall:
         waited_lately = time.monotonic() < self._last_timeout + self._patience
         try:
             with xtables_lock(0 if waited_lately else self._patience):
+                effects.change(purpose)
                 return run_apart(transaction)
         except ChildFailed as error:
             raise FirewallFailed(f"iptables: cannot {purpose}: {error}") from None

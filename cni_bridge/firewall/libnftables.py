@@ -7,6 +7,8 @@ import json
 import time
 from typing import Any
 
+from ipam import effects
+
 _LIBRARY = "libnftables.so.1"
 _OUTPUT_JSON = 1 << 4  # NFT_CTX_OUTPUT_JSON
 
@@ -59,6 +61,7 @@ class Nftables:
 
     def query(self, command: str) -> list[dict[str, Any]]:
         """The objects that a list command prints, without the header."""
+        effects.ask(command)
         self._library.nft_ctx_output_set_flags(self._context, _OUTPUT_JSON)
         try:
             printed = self.run(command)

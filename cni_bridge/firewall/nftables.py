@@ -31,6 +31,7 @@ from cni_bridge.firewall.nftables_layout import CONDITIONAL_CHAIN, INET, LINK_SE
 from cni_bridge.firewall.nftables_lookup import Lookup
 from cni_bridge.policy import LinkPolicy, Policy, Publication
 from cni_bridge.tag import MARK, key_of_tag, network_tag, owner_key
+from ipam import effects
 from ipam.api import Address, Owner
 
 _FEW = 32  # ports that are looked up one by one; for more, the maps are listed
@@ -281,6 +282,7 @@ class NftablesFirewall:
         for name in [each for each in self._known.listed if f" {each} " in commands]:
             del self._known.listed[name]
         try:
+            effects.change(purpose)
             self._connect().run(commands)
         except NftError as error:
             self._known.forget()
