@@ -12,8 +12,8 @@ from tests.conftest import start_ipamd
 from tests.support.attaching import unchanged
 from tests.support.conflist import Runtime, assert_chain_gone, conflist, plugin_directory, tc_figures
 from tests.support.confs import DUAL_STACK, add_outside, bridge_conf, with_result
-from tests.support.host import Host, Json
-from tests.support.probing import serve
+from tests.support.host import BIN, Host, Json
+from tests.support.probing import Probe, assert_answers, serve
 
 WEB = {"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}
 SLOW = {"ingressRate": 8_000_000, "ingressBurst": 800_000, "egressRate": 4_000_000, "egressBurst": 400_000}
@@ -168,6 +168,33 @@ def test_a_chain_is_added_checked_added_again_and_deleted(host: Host, tmp_path: 
     assert host.whoami("198.51.100.1", 8080, "outside") == ""
     assert list(host.links("web")) == ["lo"]
     runtime.forget("web", netns="")
+    assert_chain_gone(host)
+
+
+@pytest.mark.parametrize("case", [pytest.param(PODMAN, id="podman"), pytest.param(CRI_O, id="CRI-O")])
+def test_two_containers_of_a_chain_where_only_iptables_works(host: Host, tmp_path: Path, case: Case) -> None:
+    """The plugins of a chain share the owner and the link, and each leaves what is the others'."""
+    host.shell("for each in /usr/lib/*/libnftables.so.1; do mount --bind /dev/null $each || exit; done")
+    add_outside(host)
+    runtime = runtime_of(host, tmp_path, case)
+    capabilities = {key: value for key, value in case.capabilities.items() if key != "ips"}
+    results = {}
+    for name, port in (("web", 8080), ("db", 8081)):
+        host.add_netns(name)
+        runtime.runtime_config = {**capabilities, "portMappings": [{"hostPort": port, "containerPort": 80}]}
+        results[name] = runtime.add(name)
+    serve(host, {"web": (80,), "db": (80,), "outside": (7000,)})
+    for _ in range(2):
+        for name, result in results.items():
+            runtime.check(name, result)
+        reached = {Probe(source="web", kind="tcp", address="198.51.100.2", port=7000): "outside 198.51.100.1"}
+        for port, name in ((8080, "web"), (8081, "db")):
+            reached[Probe(source="outside", kind="tcp", address="198.51.100.1", port=port)] = name
+        assert_answers(host, reached)
+        host.run(BIN / "cni-bridgectl", "repair")
+    for name in results:
+        runtime.forget(name, netns="")
+    host.shell("for each in /usr/lib/*/libnftables.so.1; do umount $each || exit; done")
     assert_chain_gone(host)
 
 
@@ -444,6 +471,7 @@ PREVIOUS = {
     "ips": [{"address": "10.90.7.2/24", "gateway": "10.90.7.1", "interface": 0}],
 }
 PORTS = "runtimeConfig.portMappings"
+PUBLISHING: Json = {"runtimeConfig": {"portMappings": [WEB]}}
 
 
 def assert_untouched(host: Host) -> None:
@@ -460,6 +488,11 @@ def assert_untouched(host: Host) -> None:
         ("portmap", {"backend": "firewalld"}, 7, 'backend "firewalld"'),
         ("portmap", {"markMasqBit": 32}, 7, "markMasqBit 32"),
         ("portmap", {"externalSetMarkChain": "KUBE-MARK-MASQ"}, 7, "externalSetMarkChain is not supported"),
+        ("portmap", {"conditionsV4": ["-m", "set"], **PUBLISHING}, 7, 'conditionsV4[0] "-m" "set" is none of iprange'),
+        ("portmap", {"conditionsV6": ["!", "-p", "tcp"], **PUBLISHING}, 7, 'conditionsV6[1] "-p" is no option'),
+        ("portmap", {"conditionsV6": ["-s", "10.0.0.0/8"], **PUBLISHING}, 7, '"10.0.0.0/8" is no IPv6 address'),
+        ("portmap", {"conditionsV4": ["tcp dport 1; x"], **PUBLISHING}, 7, 'conditionsV4[0] "tcp dport 1; x" has'),
+        ("portmap", {"conditionsV4": "-s", **PUBLISHING}, 6, 'conditionsV4 is "-s"'),
         ("portmap", {"snat": "no", "runtimeConfig": {"portMappings": [WEB]}}, 6, 'snat is "no"'),
         ("portmap", {"runtimeConfig": {"portMappings": [{**WEB, "hostPort": 0}]}}, 7, f"{PORTS}[0].hostPort 0"),
         ("portmap", {"runtimeConfig": {"portMappings": [{**WEB, "containerPort": 70000}]}}, 7, "containerPort 70000"),

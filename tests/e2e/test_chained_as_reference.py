@@ -285,6 +285,34 @@ def test_under_an_open_policy_all_is_reached_and_published_ports_see_this_source
     )
 
 
+@pytest.mark.parametrize(
+    ("conditions", "reaching"),
+    [
+        pytest.param(["-s", OUTSIDE], {"outside"}, id="source"),
+        pytest.param(["!", "-s", f"{OUTSIDE}/24"], {"b", "c"}, id="not the source"),
+        pytest.param(["-s", f"{OUTSIDE},{ADDRESSES['b']}"], {"outside", "b"}, id="several sources"),
+        pytest.param(["!", "-d", HOST], set(), id="not the destination"),
+        pytest.param(["-i", "cni+"], {"b", "c"}, id="interface"),
+        pytest.param(["!", "-i", "uplink"], {"", "b", "c"}, id="not the interface"),
+        pytest.param(
+            ["-m", "iprange", "!", "--src-range", "10.91.0.3-10.92.0.2", "-m", "comment", "--comment", "all but them"],
+            {"", "outside"},
+            id="range",
+        ),
+        pytest.param(
+            ["-m", "conntrack", "--ctstate", "NEW", "-m", "mark", "!", "--mark", "0x1/0x1"], None, id="state, mark"
+        ),
+    ],
+)
+def test_conditions_in_iptables_words_mean_what_they_meant(
+    side: Side, conditions: list[str], reaching: set[str] | None
+) -> None:
+    attached(side, ("open", "open"), conditionsV4=conditions)
+    sources = {"", "outside", "b", "c"}
+    reaching = sources if reaching is None else reaching
+    assert_answers(side.host, {published(source, "a"): "a" if source in reaching else "" for source in sources})
+
+
 def test_masquerading_of_all_that_is_published(tmp_path: Path) -> None:
     """Debian's reference is older than this key."""
     host = Host(bridge_nf=True)

@@ -96,6 +96,7 @@ def test_add_that_asks_for_something_else_of_their_ipam(host: Host) -> None:
     detach(host, other)
 
 
+@pytest.mark.oneshot("it is the plugin's process that is killed; tests/e2e/test_daemon.py kills the daemon")
 def test_add_after_one_that_was_killed_when_their_ipam_had_answered(host: Host, tmp_path: Path) -> None:
     plugins = CniDir(tmp_path)
     plugins.script(

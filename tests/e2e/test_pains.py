@@ -21,6 +21,7 @@ def rebooted(host: Host, tmp_path: Path) -> Iterator[Host]:
     host.environment["CNI_BRIDGE_STATE_DIR"] = str(tmp_path)
     host.add_netns("a")
     host.plugin("ADD", bridge_conf(ipam=ONE_ADDRESS), "a").succeeded()
+    host.stop_daemon()
     after = Host(environment=dict(host.environment))
     after.shell(f"echo 11111111-2222-3333-4444-555555555555 > /run/boot_id; mount --bind /run/boot_id {BOOT_ID}")
     yield after

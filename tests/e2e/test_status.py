@@ -70,6 +70,7 @@ def test_full_bridge(host: Host) -> None:
     host.plugin("ADD", conf, "a").succeeded()
 
 
+@pytest.mark.oneshot("a daemon keeps the file system of its database from becoming read-only")
 @pytest.mark.parametrize("used", [False, True], ids=["fresh", "used"])
 @pytest.mark.parametrize(
     ("plugin", "directory"),
@@ -109,6 +110,7 @@ def test_missing_firewall_backend(host: Host, keys: Json, hidden: str) -> None:
     host.assert_nothing_left()
 
 
+@pytest.mark.oneshot("a daemon keeps the libraries that it has loaded")
 @pytest.mark.parametrize(
     ("keys", "hidden"),
     [
@@ -132,6 +134,7 @@ def test_attachments_whose_firewall_has_gone_are_named(host: Host, keys: Json, h
     host.assert_nothing_left()
 
 
+@pytest.mark.oneshot("a daemon keeps the libraries that it has loaded")
 def test_attachments_that_rest_on_another_firewall_do_not_count(host: Host) -> None:
     host.add_netns("a")
     conf = bridge_conf(ipMasqBackend="iptables", type="bridge")  # which asks for no isolation

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -34,8 +35,8 @@ class Place:
         """Stop the daemon and take the host away."""
         try:
             if self.daemon is not None:
-                self.require_served()
                 self.daemon.stop()
+                print(self.daemon.said(), end="", file=sys.stderr)
         finally:
             self.host.close()
 

@@ -133,6 +133,7 @@ def greets(host: Host) -> bool:
 @contextmanager
 def in_its_place(host: Host, serve: Callable[[socket.socket, int], object]) -> Iterator[None]:
     """Something else on the daemon's socket; `serve` gets each connection and its number, from 0."""
+    host.do_without_daemon()
     path = outside_path(host, SOCKET)
     path.parent.mkdir(exist_ok=True)
     path.unlink(missing_ok=True)
