@@ -10,8 +10,8 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 from cni_bridge import warm
@@ -52,7 +52,7 @@ def main() -> int:
 
 
 async def _serve(settings: Settings, *, traced: bool) -> None:
-    sockets = {Path(each.getsockname()).name: each for each in passed_sockets()}
+    passed = {Path(each.getsockname()).name: each for each in passed_sockets()}
     async with _addresses(settings) as service:
         with warm.opened(settings, service, traced=traced) as engine:
             await engine.warm_up()
@@ -62,23 +62,27 @@ async def _serve(settings: Settings, *, traced: bool) -> None:
             await attendant.catch_up()
             stop = asyncio.Event()
 
+            def end() -> None:
+                notify("STOPPING=1")
+                stop.set()
+
             loop = asyncio.get_running_loop()
             for number in (signal.SIGTERM, signal.SIGINT):
-                loop.add_signal_handler(number, stop.set)
+                loop.add_signal_handler(number, end)
             loop.add_signal_handler(signal.SIGHUP, engine.follow_settings)
-            switchboard = Switchboard(attendant.serve, lambda: engine.request_timeout + _MARGIN)
-            serving = [_on_socket(settings.bridged_socket, sockets, lambda each: switchboard.run(each, stop))]
-            if service is not None:
-                # Addresses are served to the last: what is still done for containers does not ask there, but others do.
-                serving.append(_on_socket(settings.ipamd_socket, sockets, lambda each: service.serve(each, stop)))
-            living = asyncio.create_task(_show_life(engine))
-            tasks = [asyncio.create_task(each) for each in serving]
-            notify("READY=1")
-            try:
-                await asyncio.gather(*tasks)
-                notify("STOPPING=1")
-            finally:
-                living.cancel()
+            with ExitStack() as listening:
+                switchboard = Switchboard(attendant.serve, lambda: engine.request_timeout + _MARGIN)
+                calls = listening.enter_context(_listener(settings.bridged_socket, passed))
+                serving = [switchboard.run(calls, stop)]
+                if service is not None:
+                    questions = listening.enter_context(_listener(settings.ipamd_socket, passed))
+                    serving.append(service.serve(questions, stop))
+                notify("READY=1")
+                living = asyncio.create_task(_show_life(engine))
+                try:
+                    await asyncio.gather(*serving)
+                finally:
+                    living.cancel()
 
 
 @asynccontextmanager
@@ -91,16 +95,16 @@ async def _addresses(settings: Settings) -> AsyncIterator[Service | None]:
         yield service
 
 
-async def _on_socket(path: Path, passed: dict[str, socket.socket], serve: Callable[[socket.socket], object]) -> None:
-    """Serve on the socket that was passed for that path, or on one of our own, which goes with us."""
-    listener = passed.get(path.name)
-    if listener is not None:
-        await serve(listener)  # type: ignore[misc]
+@contextmanager
+def _listener(path: Path, passed: dict[str, socket.socket]) -> Iterator[socket.socket]:
+    """The socket that was passed for that path, or one of our own, which goes with us."""
+    if path.name in passed:
+        yield passed[path.name]
         return
     own = listen(path)
     inode = path.stat().st_ino
     try:
-        await serve(own)  # type: ignore[misc]
+        yield own
     finally:
         if path.exists() and path.stat().st_ino == inode:  # not that of who took our place
             path.unlink(missing_ok=True)
