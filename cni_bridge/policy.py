@@ -92,7 +92,7 @@ class LinkPolicy:
     parted: bool | None = None
     internal: bool | None = None
     icc: bool | None = None
-    trusted: tuple[str, ...] = ()
+    trusted: tuple[str, ...] | None = ()
     shared: bool = True
 
 

@@ -178,6 +178,8 @@ def _listened_at(
 
 
 def _collide(publication: Publication, listener: listeners.Listener) -> bool:
+    if publication.condition:  # it is not for everybody, so both can be served
+        return False
     if listener.protocol != publication.protocol:
         return False
     if not publication.host_port <= listener.port < publication.host_port + publication.count:

@@ -28,6 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Tell the marks."""
     config.addinivalue_line("markers", "oneshot(reason): the test cannot be run with a daemon beside it")
+    config.addinivalue_line("markers", "native(reason): the test cannot be run without a daemon and the native client")
     config.addinivalue_line("markers", "every_way: the test is run in each way in which a request can be served")
 
 
@@ -60,6 +61,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 def _way_of(item: pytest.Item) -> Way:
     if "tests/e2e/" not in item.nodeid or item.get_closest_marker("oneshot"):
         return Way.ONESHOT
+    if item.get_closest_marker("native"):
+        return Way.NATIVE
     if item.get_closest_marker("every_way"):
         assert isinstance(item, pytest.Function)
         return Way(item.callspec.params["way"])

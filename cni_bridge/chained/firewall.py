@@ -51,6 +51,7 @@ class Firewall(Plugin):
                 link=link.name,
                 parted=ingress != "open",
                 icc=ingress != "isolated",
+                trusted=None,
                 shared=link.kind == "bridge",
             ),
         )

@@ -63,7 +63,7 @@ class Portmap(Plugin):
             backend=backend,
             owner=request.owner,
             publications=served,
-            link=LinkPolicy(link=link.name, shared=link.kind == "bridge") if link is not None else None,
+            link=LinkPolicy(link=link.name, trusted=None, shared=link.kind == "bridge") if link is not None else None,
         )
         return Chained(owner=request.owner, policies=(policy,), waiting=waiting)
 

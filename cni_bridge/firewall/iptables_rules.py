@@ -241,7 +241,7 @@ def denied_rules(policy: Policy) -> tuple[Rule, ...]:
 def is_no_longer_trusted(rule: Rule, policy: Policy) -> bool:
     """Whether the rule is for a link from which the policy's own is no longer reached; which there are is not known."""
     link = policy.link
-    if link is None or rule.chain != _TRUSTED or rule.words.get("out-interface") != link.link:
+    if link is None or link.trusted is None or rule.chain != _TRUSTED or rule.words.get("out-interface") != link.link:
         return False
     return rule.words["in-interface"] not in link.trusted
 
@@ -268,7 +268,7 @@ def _link(policy: LinkPolicy, tag: str) -> Iterator[Rule]:
     if policy.parted:
         yield _rule("filter", _ISOLATED, tag, _TO_PARTED, in_interface=link)
         yield _rule("filter", _TO_PARTED, tag, "DROP", out_interface=link)
-    for each in policy.trusted:
+    for each in policy.trusted or ():
         yield _rule("filter", _TRUSTED, tag, "ACCEPT", in_interface=each, out_interface=link)
 
 

@@ -216,7 +216,7 @@ class NftablesFirewall:
 
     def _links_not_trusted(self, policy: Policy) -> list[Element]:
         """The elements for links that this network trusted and no longer does."""
-        if policy.link is None:
+        if policy.link is None or policy.link.trusted is None:
             return []
         wanted = {each.key for each in link_elements(policy)[0]}
         own, link = network_tag(policy.owner.network), f'"{policy.link.link}"'

@@ -197,7 +197,7 @@ def _link(policy: LinkPolicy, tag: str) -> tuple[tuple[Element, ...], tuple[Elem
         element("parted", link): policy.parted,
         element("internal", link): policy.internal,
         element("no_icc", itself): None if policy.icc is None else not policy.icc,
-        **{element("trusted", f'"{each}" . {link}'): True for each in policy.trusted},
+        **{element("trusted", f'"{each}" . {link}'): True for each in policy.trusted or ()},
     }
     wanted = tuple(each for each, there in choices.items() if there)
     return wanted, tuple(each for each, there in choices.items() if there is False)

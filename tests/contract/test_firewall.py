@@ -554,6 +554,15 @@ def test_what_holds_for_a_link_is_the_last_networks_and_told_when_it_goes(nftabl
     assert nftables.held() == []
 
 
+def test_a_plugin_that_knows_nothing_of_trusted_links_leaves_them(firewall: FirewallOf) -> None:
+    trusting = firewall.policy("a", "10.88.0.2", link=LinkPolicy(link="cni0", isolated=True, trusted=("eth1",)))
+    silent = firewall.policy("a", link=LinkPolicy(link="cni0", trusted=None), publications=(publication(85),))
+    firewall.apply(trusting, silent)
+    assert firewall.missing(trusting) == firewall.missing(silent) == []
+    firewall.apply(replace(trusting, link=LinkPolicy(link="cni0", isolated=True)))
+    assert firewall.missing(trusting) != []
+
+
 @pytest.mark.parametrize("name", ["ip", "0br", "br{1}", "a;b", "l" * 15])
 def test_links_of_any_name_are_swept(nftables: FirewallOf, name: str) -> None:
     policy = nftables.policy("a", "10.88.0.2", links=(name,), link=LinkPolicy(link=name, trusted=(name,)))

@@ -54,6 +54,7 @@ def with_routes(*routes: Json) -> Json:
 # The bridge
 
 
+@pytest.mark.every_way
 def test_bridge_is_made_once_and_outlives_its_ports(host: Host) -> None:
     conf = bridge_conf(bridge="br-test")
     attach(host, conf, "a")
@@ -415,6 +416,7 @@ def test_repeated_add_gives_the_same_result_and_changes_nothing(host: Host, ipam
     detach(host, conf)
 
 
+@pytest.mark.every_way
 def test_repeated_add_keeps_what_others_changed_inside(host: Host) -> None:
     conf = bridge_conf("1.0.0", ipam=DUAL_STACK)
     first = attach(host, conf)
@@ -428,6 +430,7 @@ def test_repeated_add_keeps_what_others_changed_inside(host: Host) -> None:
     detach(host, conf)
 
 
+@pytest.mark.every_way
 def test_repeated_add_that_fails_keeps_the_attachment_of_the_first(host: Host, backend: str) -> None:
     conf = bridge_conf(ipam=DUAL_STACK, ipMasqBackend=backend)
     result = attach(host, conf)
@@ -495,6 +498,7 @@ def test_add_that_asks_for_an_address_of_another_container_has_none_afterwards(h
     detach(host, conf, "a", "b", "c")
 
 
+@pytest.mark.every_way
 def test_add_that_asks_for_another_bridge_takes_its_address_along(host: Host, backend: str) -> None:
     conf = bridge_conf(ipMasqBackend=backend, isGateway=None)
     first, other = attach(host, conf), {**conf, "bridge": "cni1"}
@@ -523,6 +527,7 @@ def test_add_that_asks_for_another_mtu_and_mac_gives_them(host: Host) -> None:
     detach(host, other)
 
 
+@pytest.mark.every_way
 def test_add_for_an_owner_in_another_namespace_moves_it(host: Host, backend: str) -> None:
     conf = bridge_conf(ipam=DUAL_STACK, ipMasqBackend=backend)
     paths = [host.add_netns("old"), host.add_netns("new")]
@@ -616,6 +621,7 @@ def test_add_does_not_wait_forever_for_the_lock_of_the_bridges(host: Host) -> No
     detach(host, bridge_conf(ipam=DUAL_STACK))
 
 
+@pytest.mark.every_way
 def test_record_names_what_was_changed_on_the_host(host: Host) -> None:
     def changed(name: str) -> list[str]:
         shown = json.loads(host.run(BIN / "cni-bridgectl", "attachments", "--json").stdout)

@@ -250,6 +250,7 @@ def test_whatever_del_is_told_it_removes_everything(host: Host, tmp_path: Path, 
     assert_chain_gone(host)
 
 
+@pytest.mark.every_way
 @pytest.mark.parametrize("position", [1, 5])
 def test_del_of_all_after_an_add_that_failed_in_the_middle(host: Host, tmp_path: Path, position: int) -> None:
     host.add_netns("a")
@@ -336,6 +337,7 @@ def shaping_changes(port: str) -> dict[str, str]:
     }
 
 
+@pytest.mark.every_way
 def test_check_names_what_of_a_chain_was_changed(host: Host, tmp_path: Path) -> None:
     host.add_netns("a")
     runtime = everything(host, tmp_path)
@@ -370,6 +372,7 @@ def test_check_names_what_of_a_chain_was_changed(host: Host, tmp_path: Path) -> 
     assert_chain_gone(host)
 
 
+@pytest.mark.every_way
 def test_a_repeated_add_that_asks_for_something_else_replaces_what_was_there(host: Host, tmp_path: Path) -> None:
     add_outside(host)
     host.add_netns("a")

@@ -63,6 +63,7 @@ def test_passes_with_either_firewall_and_ipam(host: Host, ipam_path: str, backen
     host.plugin("CHECK", with_result(conf, results["a"]), "a").succeeded()
 
 
+@pytest.mark.every_way
 def test_passes_by_another_path_to_the_namespace(host: Host) -> None:
     conf = bridge_conf()
     result = attach(host, conf)
@@ -207,6 +208,7 @@ def test_names_a_bridge_that_is_not_promiscuous_any_more(host: Host) -> None:
     fails(host, conf, result, "cni0", "promisc")
 
 
+@pytest.mark.every_way
 def test_names_another_namespace(host: Host) -> None:
     conf = bridge_conf()
     result = attach(host, conf)
@@ -215,6 +217,7 @@ def test_names_another_namespace(host: Host) -> None:
     assert "namespace" in error["msg"]
 
 
+@pytest.mark.every_way
 def test_reports_every_difference_at_once(host: Host) -> None:
     conf = bridge_conf(**EVERYTHING)
     result = attach(host, conf)

@@ -94,6 +94,7 @@ def test_del_without_a_record_takes_the_rules(host: Host, backend: str, keys: Js
     host.assert_nothing_left()
 
 
+@pytest.mark.every_way
 def test_del_without_a_record_loads_no_iptables(host: Host) -> None:
     conf = bridge_conf(ipMasqBackend="nftables", macspoofchk=True)
     host.add_netns("a")
@@ -116,6 +117,7 @@ def test_del_of_what_was_never_added(host: Host, conf: Json) -> None:
     host.assert_nothing_left()
 
 
+@pytest.mark.every_way
 def test_interfaces_of_one_container_are_independent(host: Host, backend: str) -> None:
     conf = bridge_conf(ipMasqBackend=backend)
     host.add_netns("a")
@@ -153,6 +155,7 @@ def reference_conf(name: str, bridge: str, subnet: str) -> Json:
     }
 
 
+@pytest.mark.every_way
 def test_attachments_of_the_reference_are_taken_over(host: Host) -> None:
     conf, other = reference_conf("net1", "cni0", "10.88.0.0/24"), reference_conf("net2", "cni1", "10.99.0.0/24")
     host.add_netns("a")
@@ -168,6 +171,7 @@ def test_attachments_of_the_reference_are_taken_over(host: Host) -> None:
     host.assert_nothing_left()
 
 
+@pytest.mark.every_way
 def test_del_leaves_the_link_of_another_owner_alone(host: Host) -> None:
     conf = bridge_conf()
     host.add_netns("a")

@@ -163,6 +163,7 @@ def calls(host: Host) -> list[str]:
     return [each.strip() for each in said]
 
 
+@pytest.mark.every_way
 def test_delegated_ipam_releases_what_is_stale(host: Host, env: dict[str, str]) -> None:
     for name in ("a", "b", "c"):
         host.add_netns(name)
@@ -176,6 +177,7 @@ def test_delegated_ipam_releases_what_is_stale(host: Host, env: dict[str, str]) 
     host.assert_nothing_left()
 
 
+@pytest.mark.every_way
 def test_gc_goes_on_after_a_failure(host: Host, env: dict[str, str]) -> None:
     none_valid = {**DELEGATING, "cni.dev/valid-attachments": []}
     for name in ("a", "b"):
@@ -193,6 +195,7 @@ def test_gc_goes_on_after_a_failure(host: Host, env: dict[str, str]) -> None:
     host.assert_nothing_left()
 
 
+@pytest.mark.every_way
 def test_gc_goes_on_after_a_record_that_cannot_be_read(host: Host) -> None:
     conf = bridge_conf(ipMasqBackend="nftables")
     for name in ("a", "b", "c"):

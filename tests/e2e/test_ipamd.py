@@ -19,7 +19,6 @@ from itertools import count, cycle
 from pathlib import Path
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from cni_bridge import own_ipam
 from ipam import wire
@@ -47,6 +46,7 @@ from tests.support.ipamd import (
     greets,
     in_its_place,
     outside_path,
+    samples,
     start_ipamd,
     wait_until,
 )
@@ -307,16 +307,6 @@ def test_bad_settings_on_sighup_are_told_and_change_nothing(host: Host, text: st
     daemon.signal(signal.SIGHUP)
     assert named in heard(daemon, "the settings stay as they were")
     assert (cooling(host), is_served(host, as_user(NOBODY, DAEMON))) == (1, True)
-
-
-def samples(text: str) -> dict[tuple[str, ...], float]:
-    """The values in a text of metrics, each by its name and the values of its labels, in order of the labels' names."""
-    families = text_string_to_metric_families(text)
-    return {
-        (each.name, *(each.labels[label] for label in sorted(each.labels))): each.value
-        for family in families
-        for each in family.samples
-    }
 
 
 def test_metrics_over_the_socket_and_on_a_tcp_port_of_the_loopback_address(host: Host) -> None:

@@ -33,11 +33,9 @@ def test_attach_reach_detach(either_host: Host, ipam_path: str, conf: dict[str, 
     host.assert_nothing_left()
 
 
-def test_tcp_through_nat_keeps_the_source_within_the_network(
-    either_host: Host, ipam_path: str, conf: dict[str, object]
-) -> None:
+@pytest.mark.every_way
+def test_tcp_through_nat_keeps_the_source_within_the_network(either_host: Host, conf: dict[str, object]) -> None:
     host = either_host
-    serve_ipam(host, ipam_path)
     add_outside(host)
     for name in ("a", "b"):
         host.add_netns(name)

@@ -221,6 +221,7 @@ REFUSED = {  # by what another container holds
 }
 
 
+@pytest.mark.every_way
 def test_port_of_another_container_is_refused(host: Host) -> None:
     add_outside(host)
     attach(host, conf(*REFUSED), ID1)
@@ -263,6 +264,7 @@ def test_ports_that_differ_in_anything_are_no_conflict(host: Host) -> None:
     detach(host, other, ID2)
 
 
+@pytest.mark.every_way
 def test_port_at_which_a_process_listens_is_refused(host: Host) -> None:
     add_outside(host)
     refused = {  # by address and port of the listener
@@ -309,6 +311,7 @@ def test_listener_elsewhere_is_no_conflict(host: Host) -> None:
     detach(host, publishing, ID1)
 
 
+@pytest.mark.every_way
 def test_port_held_for_the_container_is_served(host: Host, tmp_path: Path) -> None:
     """As Podman and conmon do it: the runtime itself, or a process that names the container, listens."""
     add_outside(host)
@@ -331,6 +334,7 @@ def test_port_held_for_the_container_is_served(host: Host, tmp_path: Path) -> No
     detach(host, publishing, ID1)
 
 
+@pytest.mark.every_way
 def test_one_networks_attachment_serves_and_the_others_takes_over(either_host: Host) -> None:
     """Podman passes the mappings to each network of a container."""
     host = either_host

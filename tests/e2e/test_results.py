@@ -94,6 +94,7 @@ def test_what_the_oldest_results_cannot_hold_is_refused_before_anything_is_made(
     assert version in error["msg"]
 
 
+@pytest.mark.every_way
 def test_without_version_the_result_is_of_the_oldest(host: Host) -> None:
     conf = {key: value for key, value in bridge_conf().items() if key != "cniVersion"}
     result = attach(host, conf)
@@ -101,6 +102,7 @@ def test_without_version_the_result_is_of_the_oldest(host: Host) -> None:
     assert result["ip4"]["ip"] == "10.88.0.2/24"
 
 
+@pytest.mark.every_way
 def test_dns_comes_from_resolv_conf_unless_configured(host: Host) -> None:
     host.shell("printf 'nameserver 10.88.0.53\\nsearch a.test b.test\\n' > /run/resolv.conf")
     ipam = {**IPV4, "resolvConf": "/run/resolv.conf"}

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Protocol
@@ -25,7 +26,7 @@ from tests.perf.calling import Job
 from tests.perf.conditions import describe
 from tests.perf.limit import Limit
 from tests.perf.places import Place
-from tests.perf.runtimes import Network, bare, chained, ipam, one_exec
+from tests.perf.runtimes import Network, bare, four_plugins, one_exec
 from tests.support.host import BIN, REFERENCE, Json
 from tests.support.ways import python_client
 
@@ -93,36 +94,26 @@ class Bench:
         links = self._directory / "links"
         links.mkdir()
         ours.host.run(BIN / "cni-bridgectl", "install", links, "--yes")
+        by_us, by_our_names, by_them = (
+            partial(self._series, "", place, directory)
+            for place, directory in ((ours, self._plugins), (ours, links), (reference, REFERENCE))
+        )
         pairs: list[tuple[str, Series, Series]] = []
-        for dual, families in enumerate(("IPv4", "dual stack")):
-
-            def network(number: int, plugins: Callable[[str, Json], Sequence[Json]], directory: Path) -> Series:
-                number += 100 + 10 * dual  # noqa: B023 - it is called here only
-                theirs = directory == REFERENCE
-                kind = "cni-ipam" if directory == self._plugins else "host-local"
-                made = Network(
-                    place=reference if theirs else ours,
-                    number=number,
-                    plugins=plugins(f"br{number}", ipam(kind, number, dual=bool(dual))),  # noqa: B023
-                    directory=directory,
-                )
-                made.settle()
-                return Series(what="", way=made)
-
-            full = network(4, chained, REFERENCE)
+        for families, dual in (("IPv4", False), ("dual stack", True)):
+            full = by_them(partial(four_plugins, dual=dual))
             pairs += [
                 (
                     f"bare, {families}",
-                    network(1, lambda *of: bare("cni-bridge", *of, isolated=False), self._plugins),
-                    network(1, lambda *of: bare("bridge", *of), REFERENCE),
+                    by_us(partial(bare, "cni-bridge", dual=dual, isolated=False)),
+                    by_them(partial(bare, "bridge", dual=dual)),
                 ),
                 (
                     f"masquerade, {families}",
-                    network(2, lambda *of: bare("cni-bridge", *of, ipMasq=True), self._plugins),
-                    network(2, lambda *of: bare("bridge", *of, ipMasq=True), REFERENCE),
+                    by_us(partial(bare, "cni-bridge", dual=dual, ipMasq=True)),
+                    by_them(partial(bare, "bridge", dual=dual, ipMasq=True)),
                 ),
-                (f"full, one exec, {families}", network(3, one_exec, self._plugins), full),
-                (f"full, the four plugins' list, {families}", network(4, chained, links), full),
+                (f"full, one exec, {families}", by_us(partial(one_exec, dual=dual)), full),
+                (f"full, the four plugins' list, {families}", by_our_names(partial(four_plugins, dual=dual)), full),
             ]
         limit = self._limit(ours)
         self.require_served()
@@ -132,22 +123,16 @@ class Bench:
             self._compare(f"ADD {what}", one.adding, other.adding)
             self._compare(f"DEL {what}", one.deleting, other.deleting)
         one = next(one for what, one, _ in pairs if what == "full, one exec, IPv4")
-        self._head("Against the limit, ms (other: the same messages in a loop)")
+        self._head("Against the limit, ms (other: the limit loop)")
         self._weigh("ADD full, one exec, IPv4", one.adding, limit.adding)
         self._weigh("DEL full, one exec, IPv4", one.deleting, limit.deleting)
 
     def many_at_once(self) -> None:
         """Masquerade, with so many calls in flight."""
-        number, size = 140, self._size
-        networks = []
-        for directory, kind, addresses in (
-            (self._plugins, "cni-bridge", "cni-ipam"),
-            (REFERENCE, "bridge", "host-local"),
-        ):
-            plugins = bare(kind, f"br{number}", ipam(addresses, number, dual=False), ipMasq=True)
+        size, networks = self._size, []
+        for kind, directory in (("cni-bridge", self._plugins), ("bridge", REFERENCE)):
             place = self._place(f"many-{kind}", daemon=kind == "cni-bridge")
-            made = Network(place=place, number=number, plugins=plugins, directory=directory)
-            made.settle()
+            made = Network(place, directory, partial(bare, kind, ipMasq=True))
             made.make_namespaces(size.containers)
             for warm_up in (Network.add_many, Network.delete_many):
                 warm_up(made, AT_ONCE, AT_ONCE)
@@ -180,21 +165,18 @@ class Bench:
         series = []
         for number in self._size.present:
             place = self._place(f"beside-{number}", daemon=True)
-            plugins = one_exec("br150", ipam("cni-ipam", 150, dual=False))
-            made = Network(place=place, number=150, plugins=plugins, directory=self._plugins)
-            made.settle()
+            made = Network(place, self._plugins, one_exec)  # one container is attached
             made.make_namespaces(number - 1)
             made.add_many(number - 1, AT_ONCE)
             series.append(Series(what=f"{number:,} attached", way=made))
         time.sleep(PAUSE)
         self._take_turns(series)
-        self._head(f"Beside others, full, one exec, IPv4, ms (other: beside {self._size.present[0]})")
+        self._head("Full, one exec, IPv4, beside others, ms (other: the first)")
         for each in series:
             self._weigh(f"ADD, {each.what}", each.adding, series[0].adding)
         for each in series:
             self._weigh(f"DEL, {each.what}", each.deleting, series[0].deleting)
-        assert isinstance(each.way, Network)
-        mebibytes = each.way.place.daemon_mebibytes()
+        mebibytes = place.daemon_mebibytes()
         self._row(f"cni-bridged, {each.what}: resident memory, MiB", f"{mebibytes:.0f}", "", "", "", "")
 
     def ways(self) -> None:
@@ -203,20 +185,15 @@ class Bench:
         python.mkdir()
         shutil.copy(python_client(), python / "cni-bridge")
         served, alone = self._place("served", daemon=True), self._place("alone")
-        asked: tuple[tuple[str, Place, Path, Json], ...] = (
-            ("daemon, native client", served, self._plugins, {}),
-            ("daemon, Python client", served, python, {}),
-            ("no daemon, nftables", alone, BIN, {}),
-            ("no daemon, iptables", alone, BIN, {"ipMasqBackend": "iptables"}),
-        )
-        series = []
-        for number, (what, place, directory, more) in enumerate(asked, 160):
-            plugins = bare("cni-bridge", f"br{number}", ipam("cni-ipam", number, dual=False), ipMasq=True, **more)
-            made = Network(place=place, number=number, plugins=plugins, directory=directory)
-            made.settle()
-            series.append(Series(what=what, way=made))
+        masquerading = partial(bare, "cni-bridge", ipMasq=True)
+        series = [
+            self._series("daemon, native client", served, self._plugins, masquerading),
+            self._series("daemon, Python client", served, python, masquerading),
+            self._series("no daemon, nftables", alone, BIN, masquerading),
+            self._series("no daemon, iptables", alone, BIN, partial(masquerading, ipMasqBackend="iptables")),
+        ]
         self._take_turns(series)
-        self._head("Ways to be served, masquerade, IPv4, ms (other: the first)")
+        self._head("Ways, masquerade, IPv4, ms (other: the first)")
         for each in series:
             self._weigh(f"ADD, {each.what}", each.adding, series[0].adding)
         for each in series:
@@ -233,6 +210,9 @@ class Bench:
         self._stack.callback(place.close)
         self._places.append(place)
         return place
+
+    def _series(self, what: str, place: Place, directory: Path, plugins: Callable[[int], Sequence[Json]]) -> Series:
+        return Series(what=what, way=Network(place, directory, plugins))
 
     def _limit(self, place: Place) -> Series:
         place.add_netns(["limit"])

@@ -25,6 +25,7 @@ class Place:
     def __init__(self, directory: Path, *, daemon: bool = False) -> None:
         self.host = Host(way=Way.ONESHOT)  # its own calls are not what is measured
         self._calls = 0
+        self._networks = 0
         for each in _STATE:
             (directory / Path(each).name).mkdir(parents=True)
             self.host.run("mount", "--bind", directory / Path(each).name, each)
@@ -39,6 +40,11 @@ class Place:
                 print(self.daemon.said(), end="", file=sys.stderr)
         finally:
             self.host.close()
+
+    def number_of_next_network(self) -> int:
+        """A number that no other network of this host has; it can be part of an address."""
+        self._networks += 1
+        return 100 + self._networks
 
     def add_netns(self, names: Iterable[str]) -> None:
         """Make containers' namespaces of these names."""

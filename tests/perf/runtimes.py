@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -15,30 +14,22 @@ from tests.support.host import Json
 
 _VERSION = "1.0.0"  # the newest that the reference plugins know
 _PORT = 8080  # of the host, which leads to the container that is measured
-_RESIDENT_PORT = 9000  # and the number of the network: leads to the one that stays
+_RESIDENT_PORT = 9000  # and the network's number: leads to the one that stays
 _FIRST_OF_MANY = 10_000
 
 
-@dataclass(slots=True, kw_only=True)
 class Network:
-    """A network on a host as a runtime knows it: its plugins, and the directory that they are in."""
+    """A network on a host as a runtime knows it: its plugins, by its number, and the directory that they are in."""
 
-    place: Place
-    number: int  # among those of the host
-    plugins: Sequence[Json]
-    directory: Path
-    _calls: int = 0
-    _attached: tuple[str, Json] = field(default=("", {}))
-
-    @property
-    def name(self) -> str:
-        """Its name, by which its containers and their namespaces are called."""
-        return f"net{self.number}"
-
-    def settle(self) -> None:
-        """Attach a container that stays, so that none which is measured is the network's first or last."""
-        self.place.add_netns([self._netns("resident"), self._netns("measured")])
-        self._add(self._container("resident"), self._netns("resident"), _RESIDENT_PORT + self.number)
+    def __init__(self, place: Place, directory: Path, plugins: Callable[[int], Sequence[Json]]) -> None:
+        self.place = place
+        self._directory = directory
+        self._number = place.number_of_next_network()
+        self._name = f"net{self._number}"
+        self._plugins = plugins(self._number)
+        self._calls = 0
+        self._attached: tuple[str, Json] = ("", {})
+        self._settle()
 
     def add(self) -> float:
         """Milliseconds that the plugins took to attach another container."""
@@ -52,7 +43,7 @@ class Network:
         """Milliseconds that the plugins took to detach it."""
         container, result = self._attached
         asked = (container, self._netns("measured"), _PORT, result)
-        return sum(self.place.run(self._call("DEL", each, *asked)).ms for each in reversed(self.plugins))
+        return sum(self.place.run(self._call("DEL", each, *asked)).ms for each in reversed(self._plugins))
 
     def make_namespaces(self, number: int) -> None:
         """Make the namespaces for so many containers that are attached at once."""
@@ -71,24 +62,29 @@ class Network:
         jobs = [Job(call=each) for each in self._many("DEL", number)]
         return self.place.run_at_once(jobs, most), jobs
 
+    def _settle(self) -> None:
+        """Attach a container that stays, so that none which is measured is the network's first or last."""
+        self.place.add_netns([self._netns("resident"), self._netns("measured")])
+        self._add(self._container("resident"), self._netns("resident"), _RESIDENT_PORT + self._number)
+
     def _many(self, command: str, number: int) -> Iterator[Call]:
-        (plugin,) = self.plugins
+        (plugin,) = self._plugins
         for each in range(number):
             name = f"many-{each}"
             yield self._call(command, plugin, self._container(name), self._netns(str(each)), _FIRST_OF_MANY + each, {})
 
     def _add(self, container: str, netns: str, port: int) -> tuple[float, Json]:
         ms, result = 0.0, dict[str, Any]()
-        for each in self.plugins:
+        for each in self._plugins:
             ended = self.place.run(self._call("ADD", each, container, netns, port, result))
             ms, result = ms + ended.ms, json.loads(ended.stdout)
         return ms, result
 
     def _netns(self, name: str) -> str:
-        return f"{self.name}-{name}"
+        return f"{self._name}-{name}"
 
     def _container(self, name: str) -> str:
-        return sha256(f"{self.name}/{name}".encode()).hexdigest()
+        return sha256(f"{self._name}/{name}".encode()).hexdigest()
 
     def _call(self, command: str, plugin: Json, container: str, netns: str, port: int, result: Json) -> Call:
         """The call of one plugin of the list, as libcni makes it."""
@@ -96,7 +92,7 @@ class Network:
         wants_ports = plugin.get("capabilities", {}).get("portMappings")
         conf = {
             **plugin,
-            "name": self.name,
+            "name": self._name,
             "cniVersion": _VERSION,
             **({"runtimeConfig": {"portMappings": ports}} if wants_ports else {}),
             **({"prevResult": result} if result else {}),
@@ -106,38 +102,34 @@ class Network:
             "CNI_CONTAINERID": container,
             "CNI_NETNS": f"/run/netns/{netns}",
             "CNI_IFNAME": "eth0",
-            "CNI_PATH": str(self.directory),
+            "CNI_PATH": str(self._directory),
             "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
         }
-        return Call(executable=self.directory / plugin["type"], environ=environ, stdin=json.dumps(conf).encode())
-
-
-def ipam(kind: str, number: int, *, dual: bool) -> Json:
-    """Addresses of the network of that number, by the IPAM plugin of that type."""
-    ranges = [[{"subnet": f"10.{number}.0.0/16"}], [{"subnet": f"fd00:{number}::/64"}]]
-    routes = [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]
-    families = 1 + dual
-    return {"type": kind, "ranges": ranges[:families], "routes": routes[:families]}
-
-
-def bare(kind: str, bridge: str, addresses: Json, **more: object) -> list[Json]:
-    """A bridge and addresses, and nothing else."""
-    return [{"type": kind, "bridge": bridge, "isGateway": True, "ipam": addresses, **more}]
+        return Call(executable=self._directory / plugin["type"], environ=environ, stdin=json.dumps(conf).encode())
 
 
 SYSCTL = {"net.core.somaxconn": "500"}
 PORTS = {"portMappings": True}
 
 
-def one_exec(bridge: str, addresses: Json) -> list[Json]:
-    """All of it in one plugin, ours."""
-    return bare("cni-bridge", bridge, addresses, ipMasq=True, hairpinMode=True, sysctl=SYSCTL, capabilities=PORTS)
+def bare(kind: str, number: int, *, dual: bool = False, **more: object) -> list[Json]:
+    """A bridge with addresses, in one family or both, of the network of that number; ours or the reference's."""
+    ranges = [[{"subnet": f"10.{number}.0.0/16"}], [{"subnet": f"fd00:{number}::/64"}]]
+    routes = [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]
+    ipam = "cni-ipam" if kind == "cni-bridge" else "host-local"
+    addresses = {"type": ipam, "ranges": ranges[: 1 + dual], "routes": routes[: 1 + dual]}
+    return [{"type": kind, "bridge": f"br{number}", "isGateway": True, "ipam": addresses, **more}]
 
 
-def chained(bridge: str, addresses: Json) -> list[Json]:
-    """All of it in a list as Podman, nerdctl and others write it, for the reference plugins."""
+def one_exec(number: int, *, dual: bool = False) -> list[Json]:
+    """Masquerading, a published port, what a firewall and tuning do, all in one plugin: ours."""
+    return bare("cni-bridge", number, dual=dual, ipMasq=True, hairpinMode=True, sysctl=SYSCTL, capabilities=PORTS)
+
+
+def four_plugins(number: int, *, dual: bool = False) -> list[Json]:
+    """The same in a list as Podman, nerdctl and others write it for the reference plugins."""
     return [
-        *bare("bridge", bridge, addresses, ipMasq=True, hairpinMode=True),
+        *bare("bridge", number, dual=dual, ipMasq=True, hairpinMode=True),
         {"type": "portmap", "capabilities": PORTS},
         {"type": "firewall"},
         {"type": "tuning", "sysctl": SYSCTL},

@@ -71,8 +71,11 @@ class Bridged:
 
     def ended(self) -> None:
         """It ends as it should."""
-        assert self.process.wait(_PATIENCE) == 0, self.said()
-        assert "Traceback" not in self.said(), self.said()
+        assert self.process.wait(_PATIENCE) == 0, self._last_words()
+        assert "Traceback" not in self.said(), self._last_words()
+
+    def _last_words(self) -> str:
+        return self.said()[-3000:]
 
 
 def greets(host: Host, path: str = SOCKET) -> bool:

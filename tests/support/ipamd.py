@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from prometheus_client.parser import text_string_to_metric_families
+
 from ipam import wire
 from tests.support.host import BIN, Host, Json
 
@@ -128,6 +130,16 @@ def greets(host: Host) -> bool:
             return True
     except OSError:
         return False
+
+
+def samples(text: str) -> dict[tuple[str, ...], float]:
+    """The values in a text of metrics, each by its name and the values of its labels, in order of the labels' names."""
+    families = text_string_to_metric_families(text)
+    return {
+        (each.name, *(each.labels[label] for label in sorted(each.labels))): each.value
+        for family in families
+        for each in family.samples
+    }
 
 
 @contextmanager
