@@ -5,13 +5,22 @@ SYSTEM_PACKAGES ?= missing
 BIN := .venv/bin
 SOURCES := pyproject.toml setup.py cni_bridge/native/client.c $(shell find cni_bridge ipam -name '*.py')
 
-.PHONY: demo test bench lint clean system-packages
+.PHONY: demo test test-robustness bench lint clean system-packages
 
 demo: .venv/installed
 	$(BIN)/python -m tests.demo
 
 test: .venv/installed
 	$(BIN)/pytest -n auto --dist worksteal
+
+# Hours, not minutes: every failpoint and fault, long histories, 20 000 pairs, and each parser fuzzed for FUZZ_SECONDS.
+FUZZ_SECONDS ?= 300
+test-robustness: .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check '.[robustness]'
+	$(BIN)/pytest tests/robustness --robustness full --timeout 7200 -n auto --dist worksteal
+	for target in $$($(BIN)/python -m tests.robustness.fuzz --list); do \
+		$(BIN)/python -m tests.robustness.fuzz $$target -max_total_time=$(FUZZ_SECONDS) || exit; \
+	done
 
 bench: .venv/installed
 	$(BIN)/python -m tests.perf.bench_attach

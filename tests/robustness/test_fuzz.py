@@ -9,7 +9,6 @@ import json
 import random
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,29 +18,8 @@ from hypothesis import strategies as st
 from tests.support.bridged import SOCKET, Bridged
 from tests.support.confs import DUAL_STACK, bridge_conf
 from tests.support.direct import Direct
-from tests.support.fuzzing import TARGETS, leaves, replaced
+from tests.support.fuzzing import SEEDS, TARGETS, leaves, replaced
 from tests.support.host import BIN, Host, Json
-
-CONF = Path(__file__).parents[2] / "conf"
-
-SEEDS: list[Any] = [
-    *(each for path in CONF.glob("*.conflist") for each in json.loads(path.read_text())["plugins"]),
-    bridge_conf(
-        ipam=DUAL_STACK,
-        capabilities={"portMappings": True, "bandwidth": True},
-        runtimeConfig={"portMappings": [{"hostPort": 80, "containerPort": 80, "protocol": "tcp", "hostIP": "::"}]},
-        prevResult={
-            "cniVersion": "1.1.0",
-            "interfaces": [{"name": "eth0", "mac": "02:00:00:00:00:01", "sandbox": "/run/netns/c1", "mtu": 1500}],
-            "ips": [{"address": "10.0.0.2/24", "gateway": "10.0.0.1", "interface": 0}],
-            "routes": [{"dst": "0.0.0.0/0", "mtu": 1400}],
-            "dns": {"nameservers": ["10.0.0.1"]},
-        },
-    ),
-    {"op": "allocate", "wanted": {"owner": {"network": "n", "container_id": "c", "ifname": "eth0"}}},
-    {"ips": [{"version": "4", "address": "10.0.0.2/24"}], "routes": [{"dst": "::/0", "gw": "fd00::1"}], "dns": {}},
-    {"state_dir": "/x", "default_pools": [{"base": "10.0.0.0/8", "size": 24}], "ipamd": {"max_clients": 1}},
-]
 
 ODD = st.one_of(
     st.none(),

@@ -25,6 +25,28 @@ from cni_bridge.resolvconf import parse_resolv_conf
 from ipam import document, host_local, settings, wire
 from ipam.codec import decode
 from ipam.errors import IpamError
+from tests.support.confs import DUAL_STACK, bridge_conf
+
+CONF = Path(__file__).parents[2] / "conf"
+
+SEEDS: list[Any] = [
+    *(each for path in CONF.glob("*.conflist") for each in json.loads(path.read_text())["plugins"]),
+    bridge_conf(
+        ipam=DUAL_STACK,
+        capabilities={"portMappings": True, "bandwidth": True},
+        runtimeConfig={"portMappings": [{"hostPort": 80, "containerPort": 80, "protocol": "tcp", "hostIP": "::"}]},
+        prevResult={
+            "cniVersion": "1.1.0",
+            "interfaces": [{"name": "eth0", "mac": "02:00:00:00:00:01", "sandbox": "/run/netns/c1", "mtu": 1500}],
+            "ips": [{"address": "10.0.0.2/24", "gateway": "10.0.0.1", "interface": 0}],
+            "routes": [{"dst": "0.0.0.0/0", "mtu": 1400}],
+            "dns": {"nameservers": ["10.0.0.1"]},
+        },
+    ),
+    {"op": "allocate", "wanted": {"owner": {"network": "n", "container_id": "c", "ifname": "eth0"}}},
+    {"ips": [{"version": "4", "address": "10.0.0.2/24"}], "routes": [{"dst": "::/0", "gw": "fd00::1"}], "dns": {}},
+    {"state_dir": "/x", "default_pools": [{"base": "10.0.0.0/8", "size": 24}], "ipamd": {"max_clients": 1}},
+]
 
 ENVIRONMENT = {
     "CNI_COMMAND": "ADD",

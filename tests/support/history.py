@@ -1,7 +1,7 @@
 """Histories of calls, and what in them contradicts the promises: pure, for whatever has recorded them.
 
-An owner's calls come one after another, as runtimes make them. What a call did is known if it was answered; one that was
-killed, or was answered with code 11, may have done all of it, some of it or nothing.
+An owner's calls come one after another, as runtimes make them. What a call did is known if it was answered; one that
+was killed, or was answered with code 11, may have done all of it, some of it or nothing.
 """
 
 from __future__ import annotations
