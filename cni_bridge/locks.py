@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import glob
 import os
 import time
 from collections.abc import AsyncIterator
@@ -49,6 +50,14 @@ class OwnerLocks:
                 with suppress(OSError):
                     effects.change("remove a lock's file")
                     path.unlink()  # before the lock ends: whoever waits for it then finds another file, and starts anew
+                os.close(fd)
+
+    def sweep(self, network: str) -> None:
+        """Remove the files of the network's locks that nobody holds: of processes that were killed."""
+        for path in self._directory.glob(f"{glob.escape(network)}:*"):
+            if (fd := _try_lock(path)) is not None:
+                effects.change("remove a lock's file")
+                path.unlink(missing_ok=True)
                 os.close(fd)
 
 

@@ -57,7 +57,7 @@ class Records(Generic[R]):
     def write(self, attachment: R) -> None:
         """Keep the attachment, whole or not at all."""
         path = self._path(attachment.owner)
-        draft = path.with_name(f".{path.name}.new")  # the owner's lock is held: nobody else writes it
+        draft = _draft_of(path)  # the owner's lock is held: nobody else writes it
         text = json.dumps({"format": FORMAT, "attachment": encode(attachment)}).encode()
         try:
             effects.change("write a record's draft")
@@ -78,6 +78,7 @@ class Records(Generic[R]):
         """Forget the attachment; forgotten already is success."""
         path = self._path(owner)
         effects.change("remove a record")
+        _draft_of(path).unlink(missing_ok=True)  # of a request that was killed
         path.unlink(missing_ok=True)
         with suppress(OSError):  # not empty, or gone already
             path.parent.rmdir()
@@ -126,6 +127,16 @@ class Records(Generic[R]):
                 effects.change("remove a record that cannot be read")
                 path.unlink(missing_ok=True)
 
+    def drafts(self, network: str) -> list[Owner]:
+        """The owners of whom only the draft of a record is there: of a request that was killed, if none runs."""
+        found = []
+        for draft in (self._directory / file_name(network)).glob(".*.json.new"):
+            container_id, _, ifname = draft.name.removeprefix(".").removesuffix(".json.new").rpartition(":")
+            owner = Owner(network=network, container_id=container_id, ifname=ifname)
+            if _draft_of(self._path(owner)) == draft and not self._path(owner).exists():
+                found.append(owner)
+        return found
+
     def require_writable(self) -> None:
         """Fail if no record could be written."""
         if not os.access(self._directory, os.W_OK | os.X_OK):
@@ -144,6 +155,10 @@ class Records(Generic[R]):
             raise CniError(
                 Code.IO_FAILURE, f"attachment record {path} cannot be read: {error}", "remove it and repeat the request"
             ) from None
+
+
+def _draft_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.new")
 
 
 def _create(draft: Path) -> int:

@@ -51,12 +51,19 @@ async def forget_link(rt: Runtime, network: str) -> None:
     if not rt.is_attached_to(network):
         async with rt.rules_lock.held(alone=True):
             if not rt.is_attached_to(network):
-                links = {link for each in rt.firewalls.values() for link in await rt.on_host(each.forget_link, network)}
-                shared = _link_policies(rt, links)  # of other networks on the same bridge
-                for policy in shared.values():
-                    await rt.on_host(rt.firewalls[policy.backend].apply, policy)
-                for link in links - shared.keys():
-                    await rt.on_host(rt.datapath.keep_loopback_in, link)
+                await rt.on_host(_forget_link, rt, network)
+
+
+def _forget_link(rt: Runtime, network: str) -> None:
+    """The rules go last: as long as they are there, a repeat knows for which links something is to be taken back."""
+    links = {link for each in rt.firewalls.values() for link in each.network_links(network)}
+    shared = _link_policies(rt, links)  # of other networks on the same bridge
+    for link in links - shared.keys():
+        rt.datapath.keep_loopback_in(link)
+    for firewall in rt.firewalls.values() if links else ():
+        firewall.forget_link(network)
+    for policy in shared.values():
+        rt.firewalls[policy.backend].apply(policy)
 
 
 def _link_policies(rt: Runtime, links: set[str]) -> dict[str, Policy]:

@@ -103,7 +103,7 @@ async def add(rt: Runtime, request: Request) -> Result:
 
 async def delete(rt: Runtime, request: Request) -> None:
     """Detach the container: does all it can, whatever of the attachment or the request is gone."""
-    owner, failures, found = request.owner, Failures(), None
+    owner, failures = request.owner, Failures()
     async with rt.locked(owner):
         recorded = _readable_record(rt, owner)
         if recorded is not None:
@@ -113,14 +113,13 @@ async def delete(rt: Runtime, request: Request) -> None:
                 await failures.collect(remove_rules(rt, recorded))
                 ipam_type = recorded.ipam_type
             else:
-                found = await failures.collect(tear_down_unrecorded(rt, request))
+                await failures.collect(tear_down_unrecorded(rt, request))
                 ipam_type = lenient(parse_ipam_type, request)
             with step("ipam"):
                 await failures.collect(release(rt, request, ipam_type, owner))
             failures.raise_any(f"DEL of {owner}")
             rt.records.remove(owner)
-    if recorded is not None or found:
-        await forget_link(rt, owner.network)
+    await forget_link(rt, owner.network)  # whatever was found: a DEL that was killed has not come to it
     if recorded is not None and publications_of(recorded.policies):
         await hand_over(rt, owner.container_id, request.caller)
 
@@ -153,6 +152,8 @@ async def collect(rt: Runtime, request: Request) -> None:
     """Remove what belongs to attachments of this network that are not valid any more (GC)."""
     network, keep, failures = request.owner.network, parse_valid_attachments(request), Failures()
     await failures.collect(restore_if_flushed(rt))
+    for owner in set(rt.records.drafts(network)) - keep:
+        await failures.collect(_forget_draft(rt, owner))
     for attachment in list(rt.records.all(network)):
         if attachment.owner not in keep:
             await failures.collect(_collect_one(rt, request, attachment))
@@ -163,6 +164,7 @@ async def collect(rt: Runtime, request: Request) -> None:
     await failures.collect(rt.on_host(rt.records.forget_unreadable, network, keep))  # found by their marks
     await failures.collect(forget_link(rt, network))
     await failures.collect(restore(rt, network, keep))
+    await failures.collect(rt.on_host(rt.sweep_locks, network))
     failures.raise_any(f'GC of network "{network}"')
 
 
@@ -314,6 +316,12 @@ async def _collect_one(rt: Runtime, request: Request, attachment: Attachment) ->
                 await failures.collect(release(rt, request, current.ipam_type, current.owner))
                 failures.raise_any(f"removal of {current.owner}")
                 rt.records.remove(current.owner)
+
+
+async def _forget_draft(rt: Runtime, owner: Owner) -> None:
+    async with rt.locked(owner):
+        if owner in rt.records.drafts(owner.network):  # no request has ended meanwhile
+            rt.records.remove(owner)
 
 
 async def _collect_addresses(rt: Runtime, request: Request, keep: frozenset[Owner]) -> None:

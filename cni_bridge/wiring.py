@@ -102,6 +102,7 @@ def runtime(settings: Settings, own_ipam: IpamSource | None = None) -> Iterator[
     own = own_ipam or OwnIpam(settings)
     sockets = Sockets()
     nftables = NftablesFirewall()
+    owner_locks = OwnerLocks(locks, patience=settings.patience)
     with (
         ThreadPoolExecutor(max_workers=1, thread_name_prefix="kernel") as kernel_thread,
         LinkDeleter() as deleter,
@@ -117,7 +118,8 @@ def runtime(settings: Settings, own_ipam: IpamSource | None = None) -> Iterator[
                     Backend.IPTABLES: IptablesFirewall(patience=min(_XTABLES_PATIENCE, settings.patience)),
                 },
                 find_ipam=lambda request, ipam_type: find_ipam(own, request, ipam_type),
-                locked=OwnerLocks(locks, patience=settings.patience).held,
+                locked=owner_locks.held,
+                sweep_locks=owner_locks.sweep,
                 rules_lock=SharedLock(records, "the rules of a network are", patience=settings.patience),
                 ports_lock=SharedLock(records.with_name("chained"), "host ports are", patience=settings.patience),
                 delete_links=deleter.delete,

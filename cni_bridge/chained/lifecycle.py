@@ -85,9 +85,10 @@ async def _delete(plugin: Plugin, rt: Runtime, request: Request) -> None:
         state = rt.chained[plugin.name].read(request.owner)
         if state is not None:
             await plugin.undo(rt, request, state)
-            rt.chained[plugin.name].remove(request.owner)
+        rt.chained[plugin.name].remove(request.owner)
+    await forget_link(rt, request.owner.network)  # whatever was found: a DEL that was killed has not come to it
     if state is not None:
-        await _after(plugin, rt, request, state)
+        await plugin.released(rt, request, state)
 
 
 async def _check(plugin: Plugin, rt: Runtime, request: Request) -> None:
@@ -105,7 +106,12 @@ async def _check(plugin: Plugin, rt: Runtime, request: Request) -> None:
 
 async def _collect(plugin: Plugin, rt: Runtime, request: Request) -> None:
     network, keep, failures = request.owner.network, parse_valid_attachments(request), Failures()
-    for stale in list(rt.chained[plugin.name].all(network)):
+    records = rt.chained[plugin.name]
+    for owner in set(records.drafts(network)) - keep:
+        async with rt.locked(owner):
+            if owner in records.drafts(network):
+                records.remove(owner)
+    for stale in list(records.all(network)):
         if stale.owner not in keep:
             await failures.collect(_collect_one(plugin, rt, request, stale))
     await failures.collect(forget_link(rt, network))

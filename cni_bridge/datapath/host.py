@@ -189,8 +189,8 @@ class Datapath:
         there. In IPv6 answers to ::1 need a local route; where bridged frames pass the firewall first, the kernel
         drops them all the same, for they come in with that address.
         """
-        if family == 4:
-            sysctl.write(f"ipv4/conf/{link}/route_localnet", "1")
+        if family == 4:  # a link that is recorded and not made yet has no setting; whoever makes it sets it
+            sysctl.write_if_there(f"ipv4/conf/{link}/route_localnet", "1")
         elif sysctl.read("bridge/bridge-nf-call-ip6tables") == "1":
             log.info("ports are not published at ::1: net.bridge.bridge-nf-call-ip6tables is 1 here")
         elif (found := self._host.link(link)) is not None:
@@ -216,8 +216,7 @@ class Datapath:
         if attachment.shaping:
             ifb, host = ifb_ifname(attachment.owner), self._host
             push_undo(lambda: remove_shaping(self._host, ifb))
-            link = host.link(attachment.port.name)
-            assert link is not None, "it has just been made"
+            link = port.present(host, attachment.port.name)
             ensure_shaping(host, link, ifb, owner_tag(attachment.owner), attachment.shaping)
 
     @property

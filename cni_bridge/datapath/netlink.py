@@ -174,11 +174,10 @@ class Netlink:
         wanted = link_request(index=link.index, flags=IFF_ALLMULTI if on else 0, mask=IFF_ALLMULTI)
         self._ask(_RTM_NEWLINK, NLM_F_ACK, wanted, f"set allmulti of {link.name}")
 
-    def add_ifb(self, name: str, *, mtu: int, alias: str) -> None:
+    def add_ifb(self, name: str, *, mtu: int) -> None:
         """Make an intermediate functional block, up."""
         wanted = link_request(name=name, flags=IFF_UP, mask=IFF_UP, mtu=mtu, info=messages.kind_info("ifb"))
         self._ask(_RTM_NEWLINK, _MAKE, wanted, f"make ifb {name}")
-        self.set_alias(name, alias)
 
     def change_tc(self, what: str, command: str, *args: Any, **values: Any) -> None:
         """Change queueing disciplines or filters; `what` is for messages, the rest pyroute2's `IPRoute.tc`."""

@@ -47,7 +47,7 @@ def _set_up(host: Netlink, bridge: Link, spec: PortSpec) -> None:
     host.set_up_port(spec.name, alias=spec.alias, hairpin=spec.hairpin, isolated=spec.isolated)
     sysctl.write_if_there(f"ipv6/conf/{spec.name}/accept_ra", "0")
     if spec.vlan or spec.vlan_trunk:
-        _ensure_vlans(host, bridge, _present(host, spec.name), spec)
+        _ensure_vlans(host, bridge, present(host, spec.name), spec)
 
 
 def is_forwarding(host: Netlink, name: str) -> bool:
@@ -55,7 +55,7 @@ def is_forwarding(host: Netlink, name: str) -> bool:
 
     Its carrier comes through the kernel's link watch, within a millisecond or so.
     """
-    return _present(host, name).port_state != BR_STATE_DISABLED
+    return present(host, name).port_state != BR_STATE_DISABLED
 
 
 def missing_port(host: Netlink, inside: Netlink, attachment: Attachment, netns: Netns) -> list[str]:
@@ -109,7 +109,8 @@ def _make(host: Netlink, bridge: Link, attachment: Attachment, netns: Netns) -> 
         raise
 
 
-def _present(host: Netlink, name: str) -> Link:
+def present(host: Netlink, name: str) -> Link:
+    """The veth's end on the host, which has to be there."""
     link = host.link(name)
     if link is None:
         raise KernelRefused(f"veth {name} vanished while it was set up; was its container removed?")

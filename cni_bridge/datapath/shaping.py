@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from cni_bridge.cni.errors import KernelRefused
 from cni_bridge.cni.shaping import Rate, Shaping
 from cni_bridge.datapath import sysctl
 from cni_bridge.datapath.messages import Link
@@ -25,10 +28,13 @@ def ensure_shaping(host: Netlink, port: Link, ifb: str, alias: str, shaping: Sha
         return ""
     link = host.link(ifb)
     if link is None:
-        host.add_ifb(ifb, mtu=port.mtu, alias=alias)
+        host.add_ifb(ifb, mtu=port.mtu)
         sysctl.write_if_there(f"ipv6/conf/{ifb}/accept_ra", "0")
         link = host.link(ifb)
-    assert link is not None
+    if link is None:
+        raise KernelRefused(f"link {ifb} vanished while it was set up; was its container removed?")
+    if link.alias != alias:
+        host.set_alias(ifb, alias)
     _set_bucket(host, link.index, shaping.egress)
     _redirect_incoming(host, port.index, link.index)
     return link.mac
@@ -57,7 +63,7 @@ def missing_shaping(host: Netlink, port: Link, ifb: str, shaping: Shaping) -> li
             return [*found, f"link {ifb}, which limits what the container sends, is gone"]
         if not _is_as(_bucket(host, link.index), shaping.egress):
             found.append(_words(ifb, _bucket(host, link.index), shaping.egress))
-        if not _redirects_incoming(host, port.index):
+        if _redirection(host, port.index) != link.index:
             found.append(f"what comes in by {port.name} is not led to {ifb}")
     return found
 
@@ -93,9 +99,12 @@ def _bucket(host: Netlink, index: int) -> Rate | None:
 
 def _redirect_incoming(host: Netlink, index: int, to: int) -> None:
     """Have what comes in by the link leave by another one; once is enough."""
-    if _redirects_incoming(host, index):
+    former = _redirection(host, index)
+    if former == to:
         return
     what = f"redirect what comes in by link {index}"
+    if former is not None:  # to a link that is gone by now: all that comes in would be lost
+        host.change_tc(what, "del", index=index, handle=_INGRESS, parent=_TC_H_INGRESS)
     host.change_tc(what, "replace", "ingress", index, _INGRESS)
     host.change_tc(
         what,
@@ -111,7 +120,19 @@ def _redirect_incoming(host: Netlink, index: int, to: int) -> None:
     )
 
 
-def _redirects_incoming(host: Netlink, index: int) -> bool:
-    """Whether a filter looks at what comes in by the link."""
-    has_ingress = any(each.get("TCA_KIND") == "ingress" for each in host.qdiscs(index))
-    return has_ingress and bool(host.filters(index, _INGRESS))
+def _redirection(host: Netlink, index: int) -> int | None:
+    """The link to which what comes in by this one is led, by its index; 0 if a filter does anything else."""
+    if not any(each.get("TCA_KIND") == "ingress" for each in host.qdiscs(index)):
+        return None
+    filters = [each for each in host.filters(index, _INGRESS) if each.get("TCA_OPTIONS") is not None]
+    targets = [to for each in filters if (to := _target(each)) is not None]
+    return targets[0] if targets else 0 if filters else None
+
+
+def _target(found: Any) -> int | None:
+    """The index of the link to which a u32 filter redirects; None for the filter's hash table."""
+    actions = found.get("TCA_OPTIONS").get("TCA_U32_ACT")
+    for _, action in actions["attrs"] if actions is not None else ():
+        if action.get("TCA_ACT_KIND") == "mirred":
+            return int(action.get("TCA_ACT_OPTIONS").get("TCA_MIRRED_PARMS")["ifindex"])
+    return None

@@ -36,6 +36,9 @@ class Firewall(Protocol):
     def claimed(self, publications: Collection[Publication], owner: Owner) -> dict[Publication, str]:
         """The publications of whose host ports another owner has one, with that owner's tag."""
 
+    def network_links(self, network: str) -> Collection[str]:
+        """The links that something holds for in this network's name."""
+
     def forget_link(self, network: str) -> Collection[str]:
         """Remove what holds for the network's links; nobody is attached to it any more. The links that it was for."""
 

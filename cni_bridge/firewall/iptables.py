@@ -87,6 +87,17 @@ class IptablesFirewall:
         """See `Firewall.forget`."""
         self.evict(owner_key(owner))
 
+    def network_links(self, network: str) -> Collection[str]:
+        """See `Firewall.network_links`."""
+        stale = partial(str.__eq__, network_tag(network))
+        return sorted(
+            {
+                link
+                for family, tables in _loaded_tables()
+                for link in self._look(partial(_links_of, family, tables, stale), "look for a network's links")
+            }
+        )
+
     def forget_link(self, network: str) -> Collection[str]:
         """See `Firewall.forget_link`."""
         return sorted(self._sweep(lambda each: each == network_tag(network)))
@@ -110,11 +121,9 @@ class IptablesFirewall:
         The links that they named.
         """
         links: set[str] = set()
-        for family, names in _TABLE_NAMES.items():
-            loaded = names.read_text().split() if names.exists() else []
-            tables = [each for each in CHAINS if each in loaded]
+        for family, tables in _loaded_tables():
             # To look needs no lock, so nobody who holds it is waited for in vain.
-            if tables and self._look(partial(_stale_tags, family, tables, stale), "look for stale rules"):
+            if self._look(partial(_stale_tags, family, tables, stale), "look for stale rules"):
                 links |= set(self._run(partial(_remove_stale, family, tables, stale), "remove stale rules"))
         return links
 
@@ -232,6 +241,24 @@ def _stale_tags(family: int, tables: Iterable[str], stale: Callable[[str], bool]
         with _Table(family, name) as table:
             found += [each.comment for each in table.rules() if stale(key_of_tag(each.comment))]
     return found
+
+
+def _loaded_tables() -> Iterator[tuple[int, list[str]]]:
+    """Each family with those of its tables that somebody uses, if there are any: to look into one loads it."""
+    for family, names in _TABLE_NAMES.items():
+        loaded = names.read_text().split() if names.exists() else []
+        tables = [each for each in CHAINS if each in loaded]
+        if tables:
+            yield family, tables
+
+
+def _links_of(family: int, tables: Iterable[str], wanted: Callable[[str], bool]) -> list[str]:
+    links: set[str] = set()
+    for name in tables:
+        with _Table(family, name) as table:
+            found = (each for each in table.rules() if wanted(key_of_tag(each.comment)))
+            links |= {link for each in found if (link := network_link(each))}
+    return sorted(links)
 
 
 def _remove_stale(family: int, tables: Iterable[str], stale: Callable[[str], bool]) -> list[str]:

@@ -126,13 +126,20 @@ class NftablesFirewall:
         """See `Firewall.forget`."""
         self.evict(owner_key(owner))
 
+    def network_links(self, network: str) -> Collection[str]:
+        """See `Firewall.network_links`."""
+        if self.unusable():
+            return ()
+        own = network_tag(network)
+        return [each.key.strip('"') for each in self._listed(INET, "networks") if key_of_tag(each.comment) == own]
+
     def forget_link(self, network: str) -> Collection[str]:
         """See `Firewall.forget_link`."""
+        links = self.network_links(network)
         if self.unusable():
             return ()
         own = network_tag(network)
         self._known.forget()
-        links = [each.key.strip('"') for each in self._listed(INET, "networks") if key_of_tag(each.comment) == own]
         self._sweep(lambda each: key_of_tag(each.comment) == own, only=LINK_SETS)
         if links:
             forget_forward_accept(self._connect(), self._look, network, links)

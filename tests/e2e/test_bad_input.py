@@ -294,6 +294,7 @@ def test_one_exhausted_pool_of_two_takes_no_address_of_the_other(host: Host) -> 
     refused(host, conf, 101, "10.88.0.1-10.88.0.2")
 
 
+@pytest.mark.oneshot("no daemon starts on such a directory, and one that runs keeps it as it is")
 @pytest.mark.parametrize(
     ("spoil", "directory", "codes"),
     [
@@ -340,8 +341,14 @@ def test_directory_that_cannot_be_written(host: Host, spoil: str, directory: str
     ],
 )
 def test_malformed_settings(host: Host, text: str, word: str) -> None:
+    host.start_daemon()  # which would not start with them
     host.run("tee", "/etc/cni-bridge/config.yaml", stdin=text.encode())
-    refused(host, bridge_conf(), 5, "/etc/cni-bridge/config.yaml", word)
+    host.add_netns("a")
+    error = host.plugin("ADD", bridge_conf(), "a").error
+    assert (error["code"], "/etc/cni-bridge/config.yaml" in error["msg"], word in error["msg"]) == (5, True, True), (
+        error
+    )
+    assert list(host.links()) == list(host.links("a")) == ["lo"]
     assert not host.files("/run/hacked")
 
 

@@ -129,6 +129,7 @@ def test_install_disturbs_no_program_that_runs(host: Host, tmp_path: Path) -> No
     assert set(said) == {b"well"}
 
 
+@pytest.mark.native("the Python client is not to be copied")
 @pytest.mark.skipif((BIN / "cni-bridge").read_bytes()[:4] != b"\x7fELF", reason="there was no C compiler")
 def test_install_of_copies_that_need_nothing_else(host: Host, tmp_path: Path) -> None:
     program = (BIN / "cni-bridge").read_bytes()

@@ -7,6 +7,7 @@ run, each on a host of its own, for what a time means depends on the machine and
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 import tempfile
@@ -276,7 +277,7 @@ def main() -> int:
                 print(f"measuring {measure.__name__.replace('_', ' ')}", file=sys.stderr)
                 measure()
                 bench.require_served()
-        for line in lines:
+        for line in (*lines, f"The load at the end, some of it ours: {os.getloadavg()[0]:.1f}"):
             console.print(line, highlight=False, soft_wrap=True)
         console.print(bench.table)
     return 0

@@ -22,10 +22,9 @@ _PROBES = 50
 def describe(directory: Path) -> Iterator[str]:
     """The machine, its programs, the disk of the directory, and what spawning takes by itself."""
     model = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "")
-    load = " ".join(f"{each:.1f}" for each in os.getloadavg())
     yield (
         f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC; {os.cpu_count()} cores of {model.partition(': ')[2] or 'some CPU'}, "
-        f"load {load}; Linux {platform.release()}; Python {platform.python_version()}; SQLite {sqlite3.sqlite_version}"
+        f"load {os.getloadavg()[0]:.1f}; Linux {platform.release()}; Python {platform.python_version()}; SQLite {sqlite3.sqlite_version}"
     )
     reference = _said("dpkg-query", "-W", "-f", "${Version}", "containernetworking-plugins")
     yield f"{_said('nft', '--version')}; {_said('iptables', '--version')}; reference plugins {reference} in {REFERENCE}"

@@ -32,7 +32,7 @@ def host_veth(result: Json) -> str:
 def footprint(host: Host, *containers: str) -> Json:
     """What a plugin can have changed on the host and in these containers."""
     seen: Json = {
-        "leases": host.leases() if host.files("/var/lib/cni-bridge") else [],
+        "leases": host.leased(),
         "iptables": host.iptables_rules(),
         "nftables": host.shell("nft --stateless list ruleset"),
         "files": host.shell("find /run/cni-bridge /var/lib/cni -type f -exec sha1sum {} + 2>/dev/null", check=False),

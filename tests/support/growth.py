@@ -40,7 +40,8 @@ class Size:
 
 
 def size_of(host: Host, daemon: Bridged) -> Size:
-    """How it is now, while no request is under way."""
+    """How it is now, while no request is under way. It looks at nftables only: to list the rules of iptables loads them
+    into the kernel, and from then on the daemon has to care for them."""
     ruleset = json.loads(host.run("nft", "-j", "list", "ruleset").stdout)["nftables"]
     return Size(
         resident=resident(daemon),
@@ -48,7 +49,7 @@ def size_of(host: Host, daemon: Bridged) -> Size:
         descriptors=_least(f"/proc/{daemon.pid}/fd"),
         threads=_least(f"/proc/{daemon.pid}/task"),
         links=len(host.links()),
-        rules=sum("rule" in each for each in ruleset) + len(host.iptables_rules()),
+        rules=sum("rule" in each for each in ruleset),
         elements=len(host.nft_elements()),
         files=len(host.files(RUN_DIR, STATE)),
     )

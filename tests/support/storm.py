@@ -17,7 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
-from itertools import islice
 from random import Random
 
 from tests.support.bridged import Bridged
@@ -121,9 +120,8 @@ def networks() -> list[Network]:
             name="n2", bridge="br2", ipMasqBackend="iptables", ipam={"type": "cni-ipam", "subnet": "10.92.0.0/28"}
         ),
     ]
-    return [
-        Network(conf=conf, capacity=capacity) for conf, capacity in zip(confs, (5, 13, 13), strict=True)
-    ]  # without the gateway
+    free = (5, 13, 13)  # the gateway has one
+    return [Network(conf=conf, capacity=capacity) for conf, capacity in zip(confs, free, strict=True)]
 
 
 @dataclass(slots=True)
@@ -157,7 +155,7 @@ class Storm:
         self.calls: list[Call] = []
         self.looks: list[Look] = []
         self.daemons: list[Bridged] = []
-        self.happened: list[str] = []
+        self._happened: list[tuple[float, str]] = []
         self._origin = time.monotonic()
         self._enough = threading.Event()
         self._containers = {
@@ -220,7 +218,7 @@ class Storm:
             if self._enough.wait(each.after):
                 return
             process = self.daemons[-1].process
-            self.happened.append(f"{self.now():8.3f} the daemon: {each.kind}, for {each.lasting:.3f} s")
+            self._note(f"the daemon: {each.kind}, for {each.lasting:.3f} s")
             match each.kind:
                 case Kind.STOP:
                     self._stop_daemon()
@@ -235,7 +233,11 @@ class Storm:
             if each.kind != Kind.PAUSE:
                 process.wait()
                 self._start_daemon()
-            self.happened.append(f"{self.now():8.3f} the daemon: goes on")
+            self._note("the daemon: goes on")
+
+    def _note(self, words: str) -> None:
+        at = self.now()
+        self._happened.append((at, f"{at:8.3f} {words}"))
 
     # The workers.
 
@@ -316,19 +318,18 @@ class Storm:
             env=env,
         )
         out, err = _finish(process, json.dumps(conf).encode(), step)
-        call, result = _judged(verb, process.returncode, out.decode(), err.decode())
+        outcome, result = _judged(verb, process.returncode, out.decode(), err.decode())
+        words = "killed" if process.returncode < 0 else result.get("msg", "")
         recorded = Call(
             verb=verb,
             network=network.name,
             owners=owners,
             began=began,
             ended=self.now(),
-            outcome=call,
+            outcome=outcome,
             addresses=frozenset(each["address"].partition("/")[0] for each in result.get("ips", ())),
             code=result.get("code", 0),
-            words=("one-shot " if step and step.directly else "") + result.get("msg", "")
-            if process.returncode >= 0
-            else f"{'one-shot ' if step and step.directly else ''}killed",
+            words=f"one-shot {words}" if step and step.directly else words,
         )
         self.calls.append(recorded)
         if recorded.ended - began > _LONGEST:
@@ -379,12 +380,9 @@ class Storm:
         assert (len(veths), len(records)) == (len(attached), len(attached)), f"{veths}\n{records}\n{attached}"
 
     def last(self, count: int, about: str = "") -> str:
-        """The last events, of those that are about an owner or an address if one is named."""
-        lines = [str(each) for each in sorted(self.calls, key=lambda one: one.began) if about in str(each)]
-        daemon = self.happened if not about else []
-        return "\n".join(
-            sorted(islice(reversed(lines + daemon), count)) if not daemon else sorted(lines + daemon)[-count:]
-        )
+        """The last events, in their order; of those of an owner, if one is named."""
+        events = [(each.began, str(each)) for each in self.calls if not about or about in each.owners]
+        return "\n".join(words for _, words in sorted(events + self._happened)[-count:])
 
 
 def _finish(process: subprocess.Popen[bytes], stdin: bytes, step: Step | None) -> tuple[bytes, bytes]:
