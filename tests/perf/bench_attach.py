@@ -41,16 +41,19 @@ console = Console(width=max(118, Console().width))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
-    """How much is measured: calls one at a time, rounds and containers of those at once, attachments present."""
+    """How much is measured: calls one at a time, rounds and containers of those at once, and beside what others.
+
+    `present` are numbers of bridges, and of containers on each.
+    """
 
     calls: int
     rounds: int
     containers: int
-    present: tuple[int, ...]
+    present: tuple[tuple[int, int], ...]
 
 
-FULL = Size(calls=40, rounds=2, containers=80, present=(1, 500, 1000))
-QUICK = Size(calls=15, rounds=1, containers=48, present=(1, 200))
+FULL = Size(calls=40, rounds=2, containers=80, present=((1, 1), (1, 500), (1, 1000), (10, 100)))
+QUICK = Size(calls=15, rounds=1, containers=48, present=((1, 1), (1, 200), (4, 50)))
 
 
 class Attaching(Protocol):
@@ -116,7 +119,8 @@ class Bench:
                 (f"full, one exec, {families}", by_us(partial(one_exec, dual=dual)), full),
                 (f"full, the four plugins' list, {families}", by_our_names(partial(four_plugins, dual=dual)), full),
             ]
-        limit = self._limit(ours)
+        # On a host of its own, for whoever else changes rules makes the daemon look at all of them again.
+        limit = self._limit("", Network(self._place("limit", daemon=True), self._plugins, one_exec))
         self.require_served()
         self._take_turns([*unique(each for _, *both in pairs for each in both), limit])
         self._head("One at a time, ms (other: the reference)")
@@ -162,23 +166,27 @@ class Bench:
             self._compare(f"{command}, ms", *([each.ms for each in jobs[command, side]] for side in (0, 1)))
 
     def beside_others(self) -> None:
-        """Full in one plugin, beside so many that are attached to the same bridge."""
-        series = []
-        for number in self._size.present:
-            place = self._place(f"beside-{number}", daemon=True)
-            made = Network(place, self._plugins, one_exec)  # one container is attached
-            made.make_namespaces(number - 1)
-            made.add_many(number - 1, AT_ONCE)
-            series.append(Series(what=f"{number:,} attached", way=made))
+        """Full in one plugin, beside so many that are attached to the same bridge, or to it and others."""
+        series, limits = [], []
+        for bridges, containers in self._size.present:
+            place = self._place(f"beside-{bridges}-{containers}", daemon=True)
+            networks = [Network(place, self._plugins, one_exec) for _ in range(bridges)]  # each with one container
+            for network in networks:
+                network.make_namespaces(containers - 1)
+                network.add_many(containers - 1, AT_ONCE)
+            what = f"{bridges * containers:,} attached" + (f", to {bridges} bridges" if bridges > 1 else "")
+            series.append(Series(what=what, way=networks[0]))
+            limits.append(self._limit(f"limit loop, {what}", networks[0]))
         time.sleep(PAUSE)
-        self._take_turns(series)
-        self._head("Full, one exec, IPv4, beside others, ms (other: the first)")
-        for each in series:
-            self._weigh(f"ADD, {each.what}", each.adding, series[0].adding)
+        for some in (series, limits):  # one after the other, for they have the hosts in common
+            self._take_turns(some)
+        self._head("Full, one exec, IPv4, beside others, ms (other: 1 attached)")
+        for some in (series, limits):
+            for each in some:
+                self._weigh(f"ADD, {each.what}", each.adding, some[0].adding)
         for each in series:
             self._weigh(f"DEL, {each.what}", each.deleting, series[0].deleting)
-        mebibytes = place.daemon_mebibytes()
-        self._row(f"cni-bridged, {each.what}: resident memory, MiB", f"{mebibytes:.0f}", "", "", "", "")
+        self._row(f"cni-bridged, {what}: memory, MiB", f"{place.daemon_mebibytes():.0f}", "", "", "", "")
 
     def ways(self) -> None:
         """Masquerade, by whoever may serve it."""
@@ -215,11 +223,10 @@ class Bench:
     def _series(self, what: str, place: Place, directory: Path, plugins: Callable[[int], Sequence[Json]]) -> Series:
         return Series(what=what, way=Network(place, directory, plugins))
 
-    def _limit(self, place: Place) -> Series:
-        place.add_netns(["limit"])
-        limit = Limit(place, self._directory, "limit")
+    def _limit(self, what: str, network: Network) -> Series:
+        limit = Limit(network, self._directory)
         self._stack.callback(limit.close)
-        return Series(what="limit", way=limit)
+        return Series(what=what, way=limit)
 
     def _take_turns(self, series: Sequence[Series]) -> None:
         for number in range(-WARM_UP, self._size.calls):

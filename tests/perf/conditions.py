@@ -23,14 +23,15 @@ def describe(directory: Path) -> Iterator[str]:
     """The machine, its programs, the disk of the directory, and what spawning takes by itself."""
     model = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "")
     yield (
-        f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC; {os.cpu_count()} cores of {model.partition(': ')[2] or 'some CPU'}, "
-        f"load {os.getloadavg()[0]:.1f}; Linux {platform.release()}; Python {platform.python_version()}; SQLite {sqlite3.sqlite_version}"
+        f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC; {os.cpu_count()} cores of {model.partition(': ')[2] or 'some CPU'}; "
+        f"Linux {platform.release()}; Python {platform.python_version()}; SQLite {sqlite3.sqlite_version}"
     )
     reference = _said("dpkg-query", "-W", "-f", "${Version}", "containernetworking-plugins")
     yield f"{_said('nft', '--version')}; {_said('iptables', '--version')}; reference plugins {reference} in {REFERENCE}"
     yield (
         f"{directory} is {filesystem.kind_of(directory) or 'an unknown file system'}, where a write that waits for the "
-        f"disk takes {_sync(directory):.2f} ms; to spawn /bin/true and wait for it takes {_spawn():.2f} ms"
+        f"disk takes {_sync(directory):.2f} ms; to spawn /bin/true and wait for it takes {_spawn():.2f} ms; "
+        f"load {os.getloadavg()[0]:.1f}"
     )
 
 

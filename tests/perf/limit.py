@@ -10,8 +10,9 @@ import os
 import sqlite3
 import time
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Interface, IPv4Network
 from pathlib import Path
+from uuid import uuid4
 
 from cni_bridge.cni.netconf import Backend
 from cni_bridge.cni.ports import Protocol
@@ -19,18 +20,16 @@ from cni_bridge.datapath import netns, sysctl
 from cni_bridge.datapath.netlink import Netlink
 from cni_bridge.datapath.netns import Netns
 from cni_bridge.firewall.libnftables import Nftables
-from cni_bridge.firewall.nftables import NftablesFirewall
 from cni_bridge.firewall.nftables_elements import Element, owned_elements
-from cni_bridge.policy import LinkPolicy, Masquerade, Policy, Publication, Shield
+from cni_bridge.policy import Masquerade, Policy, Publication, Shield
 from cni_bridge.tag import container_mac, host_ifname, host_mac, owner_tag
 from ipam.api import Owner, Route
 from tests.perf.calling import inside
-from tests.perf.places import Place
+from tests.perf.runtimes import Network, bridge_name, subnet
 
-_BRIDGE = "limit0"
-_GATEWAY = IPv4Interface("10.250.0.1/16")
 _IFNAME = "eth0"
 _MTU = 1500
+_PORT = 7000  # of the host
 _CREATE = "CREATE TABLE addresses (network TEXT, address BLOB, container TEXT, PRIMARY KEY (network, address))"
 
 
@@ -40,18 +39,17 @@ class _Attached:
 
     owner: Owner
     address: IPv4Interface
+    bridge: str
 
     @property
     def elements(self) -> tuple[Element, ...]:
         """The elements that a full attachment has."""
         ip = self.address.ip
-        publication = Publication(
-            protocol=Protocol.TCP, host_ip=None, host_port=8081, address=ip, container_port=80, snat=True
-        )
+        publication = Publication(protocol=Protocol.TCP, host_ip=None, host_port=_PORT, address=ip, container_port=80)
         policy = Policy(
             backend=Backend.NFTABLES,
             owner=self.owner,
-            masquerade=(Masquerade(address=ip, local_links=(_BRIDGE,)),),
+            masquerade=(Masquerade(address=ip, local_links=(self.bridge,)),),
             publications=(publication,),
             shields=(Shield(address=ip),),
         )
@@ -59,27 +57,26 @@ class _Attached:
 
 
 class Limit:
-    """The loop, on a host, with its database in the directory; `netns` is the name of the container's namespace."""
+    """The loop, on the bridge and in the tables of a network that there is, with a database in the directory."""
 
-    def __init__(self, place: Place, directory: Path, netns_name: str) -> None:
-        self._netns = f"/proc/{place.host.holder.pid}/root/run/netns/{netns_name}"
+    def __init__(self, network: Network, directory: Path) -> None:
+        host, name = network.place.host, f"limit{network.number}"
+        network.place.add_netns([name])
+        self._netns = f"/proc/{host.holder.pid}/root/run/netns/{name}"
+        self._subnet = subnet(network.number)
         self._number = 0
         self._attached: _Attached | None = None
-        self._database = sqlite3.connect(directory / "limit.db", isolation_level=None)
+        self._database = sqlite3.connect(directory / f"{uuid4()}.db", isolation_level=None)
         for statement in ("PRAGMA journal_mode = PERSIST", "PRAGMA synchronous = FULL", _CREATE):
             self._database.execute(statement)
-        with inside(place.host):
+        with inside(host):
             self._netlink = Netlink()
             self._nft = Nftables()
-            self._netlink.add_bridge(_BRIDGE, mac="", mtu=_MTU)
-            bridge = self._netlink.link(_BRIDGE)
-            assert bridge is not None
-            self._bridge = bridge.index
-            self._netlink.add_address(self._bridge, _GATEWAY, dad=False)
-            firewall = NftablesFirewall()  # declares the base
-            shared = LinkPolicy(link=_BRIDGE, isolated=True, internal=False, icc=True)
-            firewall.apply(Policy(backend=Backend.NFTABLES, owner=self._next().owner, link=shared))
-            firewall.close()
+        bridge = self._netlink.link(bridge_name(network.number))
+        assert bridge is not None
+        self._bridge = bridge
+        self.add()  # with which libnftables connects to this host
+        self.delete()
 
     def close(self) -> None:
         """Close what was opened; the rest goes with the host."""
@@ -118,7 +115,7 @@ class Limit:
                 host_ifname(owner),
                 mac=host_mac(owner),
                 mtu=_MTU,
-                master=self._bridge,
+                master=self._bridge.index,
                 peer=_IFNAME,
                 peer_mac=mac,
                 peer_netns=fd,
@@ -138,7 +135,7 @@ class Limit:
             assert link is not None
             there.add_address(link.index, address, dad=False)
             there.set_up(link.index)
-            there.append_route(link.index, Route(dst=IPv4Network("0.0.0.0/0"), gw=_GATEWAY.ip))
+            there.append_route(link.index, Route(dst=IPv4Network("0.0.0.0/0"), gw=self._subnet.network_address + 1))
             there.set_link(link.index, mac=mac)  # announces the address
         finally:
             there.close()
@@ -146,5 +143,5 @@ class Limit:
     def _next(self) -> _Attached:
         self._number += 1
         owner = Owner(network="limit", container_id=f"{self._number:064x}", ifname=_IFNAME)
-        address = IPv4Address(int(_GATEWAY.ip) + self._number)
-        return _Attached(owner=owner, address=IPv4Interface((address, _GATEWAY.network.prefixlen)))
+        address = IPv4Interface((self._subnet.broadcast_address - self._number, self._subnet.prefixlen))
+        return _Attached(owner=owner, address=address, bridge=self._bridge.name)

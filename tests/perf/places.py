@@ -42,9 +42,9 @@ class Place:
             self.host.close()
 
     def number_of_next_network(self) -> int:
-        """A number that no other network of this host has; it can be part of an address."""
+        """A number that no other network of this host has, from 1 on."""
         self._networks += 1
-        return 100 + self._networks
+        return self._networks
 
     def add_netns(self, names: Iterable[str]) -> None:
         """Make containers' namespaces of these names."""

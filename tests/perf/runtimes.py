@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tests.support.host import Json
 _VERSION = "1.0.0"  # the newest that the reference plugins know
 _PORT = 8080  # of the host, which leads to the container that is measured
 _RESIDENT_PORT = 9000  # and the network's number: leads to the one that stays
-_FIRST_OF_MANY = 10_000
+_FIRST_OF_MANY = 10_000  # and a thousand for each network
 
 
 class Network:
@@ -24,9 +25,9 @@ class Network:
     def __init__(self, place: Place, directory: Path, plugins: Callable[[int], Sequence[Json]]) -> None:
         self.place = place
         self._directory = directory
-        self._number = place.number_of_next_network()
-        self._name = f"net{self._number}"
-        self._plugins = plugins(self._number)
+        self.number = place.number_of_next_network()
+        self._name = f"net{self.number}"
+        self._plugins = plugins(self.number)
         self._calls = 0
         self._attached: tuple[str, Json] = ("", {})
         self._settle()
@@ -65,13 +66,13 @@ class Network:
     def _settle(self) -> None:
         """Attach a container that stays, so that none which is measured is the network's first or last."""
         self.place.add_netns([self._netns("resident"), self._netns("measured")])
-        self._add(self._container("resident"), self._netns("resident"), _RESIDENT_PORT + self._number)
+        self._add(self._container("resident"), self._netns("resident"), _RESIDENT_PORT + self.number)
 
     def _many(self, command: str, number: int) -> Iterator[Call]:
         (plugin,) = self._plugins
+        first = _FIRST_OF_MANY + 1_000 * self.number
         for each in range(number):
-            name = f"many-{each}"
-            yield self._call(command, plugin, self._container(name), self._netns(str(each)), _FIRST_OF_MANY + each, {})
+            yield self._call(command, plugin, self._container(f"many-{each}"), self._netns(str(each)), first + each, {})
 
     def _add(self, container: str, netns: str, port: int) -> tuple[float, Json]:
         ms, result = 0.0, dict[str, Any]()
@@ -112,13 +113,23 @@ SYSCTL = {"net.core.somaxconn": "500"}
 PORTS = {"portMappings": True}
 
 
+def bridge_name(number: int) -> str:
+    """The bridge of the network of that number."""
+    return f"br{number}"
+
+
+def subnet(number: int) -> IPv4Network:
+    """Its addresses, from the first of which on they are given."""
+    return IPv4Network(f"10.{100 + number}.0.0/16")
+
+
 def bare(kind: str, number: int, *, dual: bool = False, **more: object) -> list[Json]:
     """A bridge with addresses, in one family or both, of the network of that number; ours or the reference's."""
-    ranges = [[{"subnet": f"10.{number}.0.0/16"}], [{"subnet": f"fd00:{number}::/64"}]]
+    ranges = [[{"subnet": str(subnet(number))}], [{"subnet": f"fd00:{number}::/64"}]]
     routes = [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]
     ipam = "cni-ipam" if kind == "cni-bridge" else "host-local"
     addresses = {"type": ipam, "ranges": ranges[: 1 + dual], "routes": routes[: 1 + dual]}
-    return [{"type": kind, "bridge": f"br{number}", "isGateway": True, "ipam": addresses, **more}]
+    return [{"type": kind, "bridge": bridge_name(number), "isGateway": True, "ipam": addresses, **more}]
 
 
 def one_exec(number: int, *, dual: bool = False) -> list[Json]:

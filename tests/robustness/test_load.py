@@ -21,8 +21,9 @@ _SAMPLE = 16
 _MOST_RESIDENT = 64  # MiB, with 1 000 attachments
 _MOST_GROWTH = 4  # MiB, after a warm-up
 _HISTORY_ROWS = 100  # reached in the warm-up: two for each pair
-_SLACK = 64 << 10  # bytes: events are not all of one size, and pages of the database are reused as they fit
+_SLACK = 256 << 10  # bytes: what comes within a second, after which the history is shortened
 _PAIRS_AT_ONCE = 10
+_SPARE_THREADS = 6  # which pools of threads have not needed yet: they have one for each CPU and four more
 
 
 def network(number: int) -> Json:
@@ -76,7 +77,8 @@ def test_a_full_node(host: Host, is_complete: bool) -> None:
     host.assert_nothing_left()
     after = size_of(host, daemon)
     print(f"{after.resident:.1f} MiB after")
-    assert (after.descriptors, after.threads) == (before.descriptors, before.threads)
+    assert after.descriptors == before.descriptors
+    assert after.threads <= before.threads + _SPARE_THREADS
 
 
 @pytest.mark.timeout(7200)
@@ -92,19 +94,22 @@ def test_nothing_grows_with_requests(host: Host, is_complete: bool) -> None:
                 for answer in at_once(host, command, conf, names):
                     answer.succeeded()
 
-    run(2 * _HISTORY_ROWS)
+    run(max(2 * _HISTORY_ROWS, pairs // 5))  # caches have a bound, which takes some thousands to reach
     first = size_of(host, daemon)
     print(f"after a warm-up: {first}")
     for done in range(0, pairs, max(pairs // 10, _PAIRS_AT_ONCE)):
         run(max(pairs // 10, _PAIRS_AT_ONCE))
         if is_complete:
             print(f"after {done + pairs // 10} pairs: {size_of(host, daemon)}", flush=True)
+    time.sleep(1.1)  # the history is shortened once a second, by the next request
+    run(_PAIRS_AT_ONCE)
     last = size_of(host, daemon)
     print(f"after {pairs} pairs: {last}")
     assert last.counts == first.counts
+    assert last.threads <= first.threads + _SPARE_THREADS
     assert last.database - first.database <= _SLACK
     ((events,),) = sql(host, "SELECT count(*) FROM events")
     print(f"{events} events are kept")
-    assert events <= 2 * _HISTORY_ROWS
+    assert events <= _HISTORY_ROWS + 2 * _PAIRS_AT_ONCE
     assert last.resident - first.resident < _MOST_GROWTH
     host.assert_nothing_left()

@@ -36,7 +36,7 @@ class Size:
     @property
     def counts(self) -> tuple[int, ...]:
         """What has to be the same before and after."""
-        return self.descriptors, self.threads, self.links, self.rules, self.elements, self.files
+        return self.descriptors, self.links, self.rules, self.elements, self.files
 
 
 def size_of(host: Host, daemon: Bridged) -> Size:

@@ -224,7 +224,8 @@ class Host:
         if command in ("GC", "STATUS"):
             variables |= {"CNI_CONTAINERID": "", "CNI_NETNS": "", "CNI_IFNAME": ""}
         words = BIN / plugin if isinstance(plugin, str) else plugin
-        self.start_daemon()
+        if words.parent != REFERENCE:
+            self.start_daemon()
         self._is_clean = False
         done = self.run(
             words,

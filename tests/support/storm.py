@@ -42,6 +42,7 @@ class Step:
     directly: bool  # by the one-shot program, as if there were no client
     killed_after: float | None
     paused_after: float | None
+    then: Verb  # at once, after a kill: the daemon may be at work on what was killed
     lost: tuple[float, ...]  # for each worker: whether GC takes its container for lost, below the share
     pause: float
 
@@ -83,6 +84,7 @@ def steps(seed: str, worker: int, networks: int, workers: int) -> Iterator[Step]
             directly=directly,
             killed_after=after if drawn < 0.15 or (directly and drawn < 0.5) else None,
             paused_after=after if drawn > 0.97 else None,
+            then=random.choice((Verb.ADD, Verb.DEL)),
             lost=tuple(random.random() for _ in range(workers)),
             pause=random.uniform(0, 0.05),
         )
@@ -253,7 +255,9 @@ class Storm:
                 self._call(Verb.STATUS, network, network.conf, (), step)
             else:
                 with container.busy:
-                    self._act(container, step.verb, step)
+                    outcome = self._act(container, step.verb, step)
+                    if step.killed_after is not None and outcome == Outcome.UNKNOWN:
+                        self._act(container, step.then, None)
 
     def _act(self, container: _Container, verb: Verb, step: Step | None) -> Outcome:
         conf = container.conf
