@@ -12,7 +12,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Histogram
 
-from cni_bridge import trace
+from cni_bridge import trace, waiting
 from cni_bridge.cni.plugins import Plugin
 from cni_bridge.datapath import netns
 from cni_bridge.frames import Call
@@ -77,6 +77,8 @@ class Attendant:
         plugin, command = plugin_called(call.name, Plugin.CNI_BRIDGE), call.environ.get("CNI_COMMAND", "")
         tracing = trace.begin(received_since=caller.since if caller is not None else None)
         pid = caller.pid if caller is not None else None
+        if caller is not None:
+            waiting.expect(caller.has_gone)
         with _relayed(plugin) as lines:
             try:
                 given = await answer(

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from weakref import WeakValueDictionary
 
+from cni_bridge import waiting
 from cni_bridge.cni.errors import CniError, Code
 from cni_bridge.files import file_name
 from ipam import effects
@@ -45,6 +46,7 @@ class OwnerLocks:
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, _LONGEST_PAUSE)
             try:
+                waiting.require()
                 yield
             finally:
                 with suppress(OSError):

@@ -6,12 +6,14 @@ import array
 import asyncio
 import logging
 import os
+import select
 import socket
 import struct
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 from cni_bridge.frames import BODY_LIMIT, DECLINED, HEADER, BadFrame, Call, parse_call, render_greeting, render_reply
 
@@ -32,6 +34,7 @@ class Caller:
     own_netns: int
     netns: int | None
     since: float  # when the connection was accepted, by the performance counter
+    has_gone: Callable[[], bool]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +126,7 @@ class Switchboard:
             task = asyncio.current_task()
             assert task is not None
             self._waiting.discard(task)
-            reply = await self._answer(body, pid, descriptors, since)
+            reply = await self._answer(body, pid, descriptors, since, partial(_has_gone, connection))
             with suppress(OSError, TimeoutError):  # it has left: its runtime will ask again
                 async with asyncio.timeout(_CLIENT_PATIENCE):
                     frame = render_reply(reply.status, reply.stdout, reply.stderr)
@@ -133,7 +136,9 @@ class Switchboard:
             for each in descriptors:
                 os.close(each)
 
-    async def _answer(self, body: bytes, pid: int, descriptors: list[int], since: float) -> Reply:
+    async def _answer(
+        self, body: bytes, pid: int, descriptors: list[int], since: float, has_gone: Callable[[], bool]
+    ) -> Reply:
         try:
             call = parse_call(body)
         except BadFrame as error:
@@ -142,7 +147,9 @@ class Switchboard:
         if not descriptors:
             return DECLINE
         own_netns, *others = descriptors
-        caller = Caller(pid=pid, own_netns=own_netns, netns=others[0] if others else None, since=since)
+        caller = Caller(
+            pid=pid, own_netns=own_netns, netns=others[0] if others else None, since=since, has_gone=has_gone
+        )
         return await self._serve(call, caller)
 
 
@@ -175,6 +182,13 @@ async def _receive_request(connection: socket.socket, descriptors: list[int]) ->
             raise EOFError
         position += count
     return bytes(body)
+
+
+def _has_gone(connection: socket.socket) -> bool:
+    """Whether the client has closed the connection, or ended."""
+    poll = select.poll()
+    poll.register(connection, select.POLLRDHUP)
+    return bool(poll.poll(0))
 
 
 async def _until_readable(connection: socket.socket) -> None:

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
+from cni_bridge import waiting
 from cni_bridge.cni.errors import CheckFailed, CniError, Code, InvalidConfig, InvalidNetns, KernelRefused
 from cni_bridge.cni.ipamconf import IpamConf, parse_ipam
 from cni_bridge.cni.netconf import (
@@ -157,6 +158,7 @@ async def collect(rt: Runtime, request: Request) -> None:
     for attachment in list(rt.records.all(network)):
         if attachment.owner not in keep:
             await failures.collect(_collect_one(rt, request, attachment))
+    waiting.require()
     await failures.collect(_collect_addresses(rt, request, keep))
     await failures.collect(rt.on_host(rt.datapath.collect, network, keep))
     for firewall in rt.firewalls.values():

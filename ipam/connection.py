@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 from collections.abc import Awaitable, Callable
 
@@ -117,6 +118,10 @@ class Connection(asyncio.Protocol):
             self._transport.close()
 
     async def _respond(self, body: bytes) -> None:
+        if self._has_gone():  # whoever asked has asked elsewhere since: to do it now would undo that
+            self._answering = None
+            self._transport.abort()
+            return
         frame = await self._answer(body)
         self._answering = None
         if self._transport.is_closing():
@@ -129,6 +134,12 @@ class Connection(asyncio.Protocol):
         if self._reads:
             self._transport.resume_reading()
         self._next()
+
+    def _has_gone(self) -> bool:
+        """Whether the client has closed its connection, not only its own direction."""
+        poll = select.poll()
+        poll.register(self._transport.get_extra_info("socket").fileno(), 0)
+        return any(events & select.POLLHUP for _, events in poll.poll(0))
 
     def _send(self, frame: bytes) -> None:
         self._active = self._loop.time()

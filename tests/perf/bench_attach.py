@@ -34,7 +34,6 @@ from tests.support.ways import python_client
 WARM_UP = 3  # calls that do not count
 AT_ONCE = 16
 NEEDED = ("bridge", "host-local", "portmap", "firewall", "tuning")
-PAUSE = 15.0  # seconds until containers that were attached have sent most of their router solicitations
 
 console = Console(width=max(118, Console().width))
 
@@ -50,10 +49,11 @@ class Size:
     rounds: int
     containers: int
     present: tuple[tuple[int, int], ...]
+    pause: float  # seconds until those have sent most of their router solicitations, which each bridge floods
 
 
-FULL = Size(calls=40, rounds=2, containers=80, present=((1, 1), (1, 500), (1, 1000), (10, 100)))
-QUICK = Size(calls=15, rounds=1, containers=48, present=((1, 1), (1, 200), (4, 50)))
+FULL = Size(calls=40, rounds=2, containers=80, present=((1, 1), (1, 500), (1, 1000), (10, 100)), pause=15.0)
+QUICK = Size(calls=15, rounds=1, containers=48, present=((1, 1), (1, 200), (4, 50)), pause=4.0)
 
 
 class Attaching(Protocol):
@@ -177,7 +177,7 @@ class Bench:
             what = f"{bridges * containers:,} attached" + (f", to {bridges} bridges" if bridges > 1 else "")
             series.append(Series(what=what, way=networks[0]))
             limits.append(self._limit(f"limit loop, {what}", networks[0]))
-        time.sleep(PAUSE)
+        time.sleep(self._size.pause)
         for some in (series, limits):  # one after the other, for they have the hosts in common
             self._take_turns(some)
         self._head("Full, one exec, IPv4, beside others, ms (other: 1 attached)")
@@ -268,7 +268,7 @@ def unique(series: Iterable[Series]) -> list[Series]:
 def main() -> int:
     """Measure everything and print it."""
     parser = argparse.ArgumentParser(prog="python -m tests.perf.bench_attach", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="about a minute instead of five")
+    parser.add_argument("--quick", action="store_true", help="less than two minutes instead of five")
     parser.add_argument("--directory", type=Path, help="where state is kept; by default where temporary files are")
     arguments = parser.parse_args()
     if missing := [each for each in NEEDED if not (REFERENCE / each).exists()]:

@@ -72,11 +72,10 @@ class Limit:
         with inside(host):
             self._netlink = Netlink()
             self._nft = Nftables()
+            self._nft.run("list tables")  # the first command is what decides where the others go
         bridge = self._netlink.link(bridge_name(network.number))
         assert bridge is not None
         self._bridge = bridge
-        self.add()  # with which libnftables connects to this host
-        self.delete()
 
     def close(self) -> None:
         """Close what was opened; the rest goes with the host."""
