@@ -63,15 +63,22 @@ class Attendant:
         status = os.fstat(caller.own_netns)
         if (status.st_dev, status.st_ino) != (self._own_netns.device, self._own_netns.inode):
             return DECLINE  # rootless, or on another host than ours
-        if any((call.environ.get(each) or None) != (os.environ.get(each) or None) for each in _PLACES):
+        if _is_elsewhere(call):
             return DECLINE
         if not self._engine.follow_settings():
             return DECLINE
         await self.catch_up()
-        return await self._answer(call, caller)
+        reply = await self._answer(call, caller)
+        if reply.status == 0 and call.environ.get("CNI_COMMAND") in ("ADD", "DEL"):
+            self._kept.forget(call.environ, call.stdin)
+        return reply
 
-    async def _serve_kept(self, call: Call) -> bool:
-        return (await self._answer(call, None)).status == 0
+    async def _serve_kept(self, call: Call) -> str:
+        """Do a DEL that was kept; why it failed, or nothing."""
+        if _is_elsewhere(call):
+            return f"it has other {', '.join(_PLACES)} than this daemon"
+        reply = await self._answer(call, None)
+        return reply.stdout if reply.status else ""
 
     async def _answer(self, call: Call, caller: Caller | None) -> Reply:
         plugin, command = plugin_called(call.name, Plugin.CNI_BRIDGE), call.environ.get("CNI_COMMAND", "")
@@ -104,6 +111,10 @@ class Attendant:
             return ""
         mounts = _inode(f"/proc/{pid}/ns/mnt")
         return "" if mounts in (0, self._mounts) else f"/proc/{pid}/root"
+
+
+def _is_elsewhere(call: Call) -> bool:
+    return any((call.environ.get(each) or None) != (os.environ.get(each) or None) for each in _PLACES)
 
 
 _lines: ContextVar[tuple[str, list[str]] | None] = ContextVar("lines", default=None)

@@ -7,8 +7,10 @@ import asyncio
 import gc
 import logging
 import os
+import resource
 import signal
 import socket
+import struct
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
@@ -44,6 +46,8 @@ def main() -> int:
         logging.basicConfig(
             stream=sys.stderr, level=settings.log_level.upper(), format="%(name)s: %(levelname)s: %(message)s"
         )
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a call needs three, and many come at once
         asyncio.run(_serve(settings, traced=arguments.trace))
     except (CannotStart, BadSettings, IpamError, CniError) as error:
         print(f"cni-bridged: {error}", file=sys.stderr)
@@ -101,13 +105,28 @@ def _listener(path: Path, passed: dict[str, socket.socket]) -> Iterator[socket.s
     if path.name in passed:
         yield passed[path.name]
         return
+    _require_nobody(path)
     own = listen(path)
     inode = path.stat().st_ino
     try:
         yield own
     finally:
-        if path.exists() and path.stat().st_ino == inode:  # not that of who took our place
-            path.unlink(missing_ok=True)
+        try:
+            if path.exists() and path.stat().st_ino == inode:  # not that of who took our place
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("cannot remove %s: %s", path, error.strerror)
+
+
+def _require_nobody(path: Path) -> None:
+    """Refuse to take the place of a process that lives."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:  # nobody listens there, or nothing is there
+            return
+        pid, _, _ = struct.unpack("=iII", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    raise CannotStart(f"another process ({pid}) listens on {path} already")
 
 
 async def _show_life(engine: warm.WarmEngine) -> None:

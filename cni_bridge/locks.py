@@ -35,7 +35,7 @@ class OwnerLocks:
     @asynccontextmanager
     async def held(self, owner: Owner) -> AsyncIterator[None]:
         """Hold the owner's lock."""
-        path = self._directory / file_name(str(owner).replace("/", ":"))
+        path = self._path(owner)
         queue = self._queues.setdefault(owner, asyncio.Lock())
         deadline = time.monotonic() + self._patience
         pause = 0.001
@@ -53,6 +53,23 @@ class OwnerLocks:
                     effects.change("remove a lock's file")
                     path.unlink()  # before the lock ends: whoever waits for it then finds another file, and starts anew
                 os.close(fd)
+
+    def is_held(self, owner: Owner) -> bool:
+        """Whether a request for the owner runs."""
+        try:
+            fd = os.open(self._path(owner), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(fd)
+        return False
+
+    def _path(self, owner: Owner) -> Path:
+        return self._directory / file_name(str(owner).replace("/", ":"))
 
     def sweep(self, network: str) -> None:
         """Remove the files of the network's locks that nobody holds: of processes that were killed."""

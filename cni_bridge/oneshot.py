@@ -57,7 +57,7 @@ class OneShot:
         """See `Engine.serves`; there is nobody else."""
         return True
 
-    def turn(self) -> AbstractAsyncContextManager[object]:
+    def turn(self, plugin: Plugin) -> AbstractAsyncContextManager[object]:
         """See `Engine.turn`; this is the only request."""
         return nullcontext()
 

@@ -15,9 +15,12 @@ log = logging.getLogger(__name__)
 
 
 async def restore_if_flushed(rt: Runtime) -> None:
-    """Restore all rules if the table that holds them is gone while there are attachments."""
+    """Restore all rules if the table that holds them is gone while there are attachments.
+
+    Those that are just being made do not count: they are recorded before they have rules.
+    """
     if await rt.on_host(rt.firewalls[Backend.NFTABLES].is_flushed) and any(
-        each.backend == Backend.NFTABLES for each in _policies(rt)
+        each.backend == Backend.NFTABLES and not rt.is_busy(each.owner) for each in _policies(rt)
     ):
         log.warning("the nftables rules were flushed; making them anew from the records")
         await restore(rt)

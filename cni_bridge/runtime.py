@@ -56,6 +56,7 @@ class Runtime:
     firewalls: Mapping[Backend, Firewall]
     find_ipam: Callable[[Request, str], IpamSource]  # by the request and its ipam.type
     locked: Callable[[Owner], AbstractAsyncContextManager[None]]  # one request at a time for one owner
+    is_busy: Callable[[Owner], bool]  # whether a request for the owner runs
     sweep_locks: Callable[[str], None]  # remove what processes that were killed left of a network's locks
     rules_lock: SharedLock  # shared to apply rules, alone to take a network's away
     ports_lock: SharedLock  # alone, from the look who has a port until it is taken

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from cni_bridge import waiting
 from cni_bridge.cni.errors import CniError, Code, as_cni_error, as_unavailable
 from cni_bridge.cni.fields import parse_object
 from cni_bridge.cni.plugins import Plugin
@@ -55,7 +56,7 @@ class Engine(Protocol):
     def serves(self, request: Request) -> bool:
         """Whether this process is the one to serve the request."""
 
-    def turn(self) -> AbstractAsyncContextManager[object]:
+    def turn(self, plugin: Plugin) -> AbstractAsyncContextManager[object]:
         """The request's turn, among those that are served at the same time."""
 
     def runtime(self) -> AbstractContextManager[Runtime]:
@@ -135,7 +136,8 @@ async def _within(engine: Engine, plugin: Plugin, request: Request) -> Result | 
     seconds = engine.request_timeout
     try:
         async with asyncio.timeout(seconds):
-            async with engine.turn():
+            async with engine.turn(plugin):
+                waiting.require()
                 return await _serve(engine, plugin, request)
     except TimeoutError:
         raise CniError(

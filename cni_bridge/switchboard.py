@@ -6,6 +6,7 @@ import array
 import asyncio
 import logging
 import os
+import resource
 import select
 import socket
 import struct
@@ -23,6 +24,8 @@ _MOST_CONNECTIONS = 1024  # the rest waits in the socket's backlog
 _CLIENT_PATIENCE = 10.0  # seconds that a client may take to send its request, or to read its reply
 _PARTING_PATIENCE = 1.0  # seconds that one which was greeted may still take, once we are told to stop
 _MOST_DESCRIPTORS = 2
+_OTHER_DESCRIPTORS = 48  # that the rest of the process may need
+_PAUSE = 0.05  # seconds
 _PEER = struct.Struct("=iII")  # struct ucred
 
 
@@ -57,9 +60,11 @@ class Switchboard:
     def __init__(self, serve: Serve, patience: Callable[[], int]) -> None:
         self._serve = serve
         self._patience = patience
+        descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        room = (descriptors - _OTHER_DESCRIPTORS) // (1 + _MOST_DESCRIPTORS)
+        self._most_connections = max(1, min(room, _MOST_CONNECTIONS))
         self._tasks: set[asyncio.Task[None]] = set()
         self._waiting: set[asyncio.Task[None]] = set()  # those that were greeted, and have not asked yet
-        self._room = asyncio.Event()
 
     async def run(self, listener: socket.socket, stop: asyncio.Event) -> None:
         """Serve the listening socket until `stop` is set; then finish what was accepted."""
@@ -82,35 +87,40 @@ class Switchboard:
             await asyncio.wait(self._tasks)
 
     def _accept(self, listener: socket.socket) -> None:
-        if len(self._tasks) >= _MOST_CONNECTIONS:
-            asyncio.get_running_loop().remove_reader(listener)
-            self._room_for(listener)
+        if len(self._tasks) >= self._most_connections:
+            self._pause(listener)
             return
-        with suppress(BlockingIOError, ConnectionError, OSError):  # it has left; or there is no descriptor: next time
+        try:
             connection, _ = listener.accept()
-            connection.setblocking(False)
-            pid, uid, _ = _PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
-            if uid != os.geteuid():
-                log.info("process %d of user %d is not greeted: it has to serve itself", pid, uid)
-                connection.close()
-                return
-            with suppress(OSError):
-                connection.send(render_greeting(self._patience()))
-            task = asyncio.get_running_loop().create_task(self._converse(connection, pid))
-            self._tasks.add(task)
-            self._waiting.add(task)
-            task.add_done_callback(self._tasks.discard)
-            task.add_done_callback(self._waiting.discard)
+        except (BlockingIOError, ConnectionError):  # it has left
+            return
+        except OSError as error:
+            log.warning("no more connections for a while: %s", error.strerror)
+            self._pause(listener)
+            return
+        connection.setblocking(False)
+        pid, uid, _ = _PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+        if uid != os.geteuid():
+            log.info("process %d of user %d is not greeted: it has to serve itself", pid, uid)
+            connection.close()
+            return
+        with suppress(OSError):
+            connection.send(render_greeting(self._patience()))
+        task = asyncio.get_running_loop().create_task(self._converse(connection, pid))
+        self._tasks.add(task)
+        self._waiting.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._waiting.discard)
 
-    def _room_for(self, listener: socket.socket) -> None:
-        """Go on accepting once a connection has ended."""
+    def _pause(self, listener: socket.socket) -> None:
+        """Accept nothing for a moment: there is no room, and to try again at once would be all that is done."""
         loop = asyncio.get_running_loop()
+        loop.remove_reader(listener)
+        loop.call_later(_PAUSE, self._resume, listener)
 
-        def resume(_: asyncio.Task[None]) -> None:
-            if listener.fileno() >= 0:
-                loop.add_reader(listener, self._accept, listener)
-
-        next(iter(self._tasks)).add_done_callback(resume)
+    def _resume(self, listener: socket.socket) -> None:
+        if listener.fileno() >= 0:  # it is not closed
+            asyncio.get_running_loop().add_reader(listener, self._accept, listener)
 
     async def _converse(self, connection: socket.socket, pid: int) -> None:
         descriptors: list[int] = []

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import stat
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,18 +15,20 @@ from ipam import effects
 
 log = logging.getLogger(__name__)
 
+_Place = tuple[str, str, str]  # network, container, interface
+
 
 class Undelivered:
     """The requests that were kept in the directory, one file each."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._tried: set[str] = set()
+        self._tried: dict[str, _Place | None] = {}  # what failed, or is no request, by the file's name
 
-    async def replay(self, serve: Callable[[Call], Awaitable[bool]]) -> None:
-        """Do what was kept; what fails stays, for the operator to see, and is tried again at the next start."""
+    async def replay(self, serve: Callable[[Call], Awaitable[str]]) -> None:
+        """Do what was kept; `serve` gives the reason if it fails. That stays, and is tried again at the next start."""
         for name in self._names():
-            self._tried.add(name)
+            self._tried[name] = None
             path = self._directory / name
             try:
                 call = parse_call(_read(path))
@@ -35,19 +38,38 @@ class Undelivered:
             if call.environ.get("CNI_COMMAND") != "DEL":
                 log.warning("%s is no DEL and is left alone", path)
                 continue
-            log.info("doing a DEL that was kept: %s", name)
-            if await serve(call):
-                with suppress(OSError):
-                    effects.change("remove a kept request")
-                    path.unlink()
-                self._tried.discard(name)
+            self._tried[name] = _place(call.environ, call.stdin)
+            if reason := await serve(call):
+                log.warning("the DEL that was kept as %s failed and stays: %s", path, reason)
+            else:
+                self._remove(name)
+
+    def forget(self, environ: Mapping[str, str], stdin: bytes) -> None:
+        """Drop what failed for this attachment: a request for it has been served since, and may have made it anew."""
+        place = _place(environ, stdin) if self._tried else None
+        for name in [each for each, tried in self._tried.items() if tried is not None and tried == place]:
+            self._remove(name)
+
+    def _remove(self, name: str) -> None:
+        with suppress(OSError):
+            effects.change("remove a kept request")
+            (self._directory / name).unlink()
+        self._tried.pop(name, None)
 
     def _names(self) -> list[str]:
         try:
             names = os.listdir(self._directory)  # noqa: PTH208 - each request looks here, and mostly there is nothing
-        except FileNotFoundError:
+        except OSError:  # it is not there, or is no directory
             return []
         return sorted(each for each in names if not each.startswith(".") and each not in self._tried)
+
+
+def _place(environ: Mapping[str, str], stdin: bytes) -> _Place | None:
+    try:
+        network = str(json.loads(stdin)["name"])
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return network, environ.get("CNI_CONTAINERID", ""), environ.get("CNI_IFNAME", "")
 
 
 def _read(path: Path) -> bytes:

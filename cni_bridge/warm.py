@@ -6,11 +6,12 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from pathlib import Path
 
 from cni_bridge import own_ipam, wiring
 from cni_bridge.cni.netconf import parse_ipam_type
+from cni_bridge.cni.plugins import Plugin
 from cni_bridge.cni.request import Request
 from cni_bridge.ipam_host import KernelHost
 from cni_bridge.runtime import Runtime
@@ -20,6 +21,8 @@ from ipam.service import Service
 from ipam.settings import BadSettings, Settings, load, settings_file
 
 log = logging.getLogger(__name__)
+
+_IPAM_PLUGINS = (Plugin.CNI_IPAM, Plugin.HOST_LOCAL, Plugin.STATIC)
 
 
 class SharedIpam:
@@ -85,9 +88,9 @@ class WarmEngine:
         ipam_type = lenient(parse_ipam_type, request) if request.caller_root else ""
         return not ipam_type or not self._runtime.find_ipam(request, ipam_type).executes
 
-    def turn(self) -> AbstractAsyncContextManager[object]:
-        """See `Engine.turn`."""
-        return self._turns
+    def turn(self, plugin: Plugin) -> AbstractAsyncContextManager[object]:
+        """See `Engine.turn`. An IPAM plugin has its turn at once: somebody who has one may be waiting for it."""
+        return nullcontext() if plugin in _IPAM_PLUGINS else self._turns
 
     @contextmanager
     def runtime(self) -> Iterator[Runtime]:

@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from cni_bridge.chained_state import Chained
-from cni_bridge.cni.errors import InvalidConfig
+from cni_bridge.cni.errors import CniError, Code, InvalidConfig
 from cni_bridge.cni.netconf import Backend
 from cni_bridge.cni.plugins import Plugin
 from cni_bridge.cni.request import Request
@@ -89,8 +89,11 @@ def make_directories(run_dir: Path) -> None:
     for name in ("locks", "attachments", *(f"chained/{each}" for each in _CHAINED)):
         directory = run_dir / name
         if not directory.is_dir():
-            effects.change("make a directory")
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            try:
+                effects.change("make a directory")
+                directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            except OSError as error:
+                raise CniError(Code.IO_FAILURE, f"cannot make {directory}: {error.strerror}") from None
 
 
 @contextmanager
@@ -119,6 +122,7 @@ def runtime(settings: Settings, own_ipam: IpamSource | None = None) -> Iterator[
                 },
                 find_ipam=lambda request, ipam_type: find_ipam(own, request, ipam_type),
                 locked=owner_locks.held,
+                is_busy=owner_locks.is_held,
                 sweep_locks=owner_locks.sweep,
                 rules_lock=SharedLock(records, "the rules of a network are", patience=settings.patience),
                 ports_lock=SharedLock(records.with_name("chained"), "host ports are", patience=settings.patience),

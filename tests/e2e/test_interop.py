@@ -209,6 +209,7 @@ def test_result_of_another_version(host: Host, tmp_path: Path, version: str) -> 
     host.assert_nothing_left()
 
 
+@pytest.mark.every_way
 @pytest.mark.parametrize("hangs", ["test $CNI_COMMAND = ADD || exit 0", ":"], ids=["on ADD", "on every verb"])
 def test_ipam_plugin_that_hangs_is_ended(host: Host, tmp_path: Path, hangs: str) -> None:
     plugins = CniDir(tmp_path)

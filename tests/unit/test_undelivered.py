@@ -11,7 +11,7 @@ import pytest
 from cni_bridge.frames import Call
 from cni_bridge.undelivered import Undelivered
 
-DEL = b"bridge\0CNI_COMMAND=DEL\0CNI_CONTAINERID=c\0\0{}"
+DEL = b'bridge\0CNI_COMMAND=DEL\0CNI_CONTAINERID=c\0CNI_IFNAME=eth0\0\0{"name": "net1"}'
 
 
 class Served:
@@ -21,9 +21,9 @@ class Served:
         self.calls: list[Call] = []
         self._failing = failing
 
-    async def __call__(self, call: Call) -> bool:
+    async def __call__(self, call: Call) -> str:
         self.calls.append(call)
-        return call.environ.get("CNI_CONTAINERID") not in self._failing
+        return "it fails" if call.environ.get("CNI_CONTAINERID") in self._failing else ""
 
 
 def replay(kept: Undelivered, served: Served) -> list[str]:
@@ -53,6 +53,19 @@ def test_what_fails_stays_until_the_next_start(tmp_path: Path) -> None:
     assert replay(kept, Served()) == []
     assert replay(Undelivered(tmp_path), Served()) == ["bridge"]
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("container", "network", "stays"), [("c", "net1", False), ("c", "net2", True), ("d", "net1", True)]
+)
+def test_what_failed_is_dropped_once_the_attachment_was_served(
+    tmp_path: Path, container: str, network: str, stays: bool
+) -> None:
+    (tmp_path / "c:eth0:1").write_bytes(DEL)
+    kept = Undelivered(tmp_path)
+    replay(kept, Served("c"))
+    kept.forget({"CNI_CONTAINERID": container, "CNI_IFNAME": "eth0"}, b'{"name": "%s"}' % network.encode())
+    assert bool(list(tmp_path.iterdir())) == stays
 
 
 @pytest.mark.parametrize(
