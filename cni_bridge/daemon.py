@@ -29,7 +29,7 @@ from ipam.systemd import notify, passed_sockets, watchdog_interval
 
 log = logging.getLogger("cni-bridged")
 
-_MARGIN = 2  # seconds that a client waits longer than a request may take
+_MARGIN = 10  # seconds that a client waits longer than a request may take: one that failed is undone first
 
 
 def main() -> int:

@@ -271,7 +271,9 @@ class NftablesFirewall:
             known.forget()
         owned = [each for policy in policies for each in owned_elements(policy)]
         places = {_place(each): each for each in policies if each.link is not None}
-        links = {place: each for place, each in places.items() if place not in known.links}
+        # Nothing tells whether somebody changed legacy iptables: where it filters, its chains are looked at each time.
+        lasting = known.links if not any("filter" in each.split() for each in legacy_tables()) else set()
+        links = {place: each for place, each in places.items() if place not in lasting}
         shared = [link_elements(each) for each in links.values()]
         tables = {each.table for each in owned} | {each.table for there, _ in shared for each in there}
         torn = [table for table in tables - known.tables if any(self._base(table))]
