@@ -23,13 +23,17 @@ DEFAULT_ROUTES: dict[int, Network] = {4: ip_network("0.0.0.0/0"), 6: ip_network(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BridgeSpec:
-    """The bridge. `mtu` is set where the bridge is made, and raised to where `mtu_configured`."""
+    """The bridge. `mtu` is set where the bridge is made, and raised to where `mtu_configured`.
+
+    `nf_call`: what it bridges passes the hooks of iptables, whatever net.bridge.bridge-nf-call-iptables says later.
+    """
 
     name: str
     mtu: int
     mtu_configured: bool
     promisc: bool
     vlan_filtering: bool
+    nf_call: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,18 +133,20 @@ def plan(
     backend: Backend,
     uplink_mtu: int,
     firewall_works: bool = True,
+    nf_call: bool = False,
 ) -> Attachment:
     """The attachment of the owner.
 
     `configured_gateways` are those that somebody chose, None if all that IPAM answers are; `backend` is the firewall
     where none is named, and if not `firewall_works` only for what is asked for; `uplink_mtu` is the MTU in
-    bytes of the host's default route.
+    bytes of the host's default route; `nf_call` tells whether bridged frames pass the hooks of iptables here.
     """
     given = allocation
     allocation = allocation or Allocation(leases=())
     mtu = conf.mtu or uplink_mtu
     gateways = tuple(_gateways(allocation)) if conf.is_gateway else ()
     gateway_link = f"{conf.bridge}.{conf.vlan}" if conf.vlan and conf.is_gateway else conf.bridge
+    kept_apart_by_iptables = not conf.icc and backend == Backend.IPTABLES
     return Attachment(
         owner=owner,
         request=request,
@@ -154,6 +160,7 @@ def plan(
             mtu_configured=bool(conf.mtu),
             promisc=conf.promisc,
             vlan_filtering=conf.vlan_aware,
+            nf_call=kept_apart_by_iptables and nf_call,
         ),
         port=PortSpec(
             name=host_ifname(owner),
@@ -162,8 +169,9 @@ def plan(
             mtu=mtu,
             # Bridged frames that pass the firewall may be led back to where they came from (bridge-nf-call-iptables).
             hairpin=conf.hairpin or bool(conf.ports),
-            # nftables keeps the ports of a network without icc apart, and lets through what is for published ports.
-            isolated=conf.port_isolation or (not conf.icc and backend == Backend.IPTABLES),
+            # nftables keeps the ports of a network without icc apart, and lets through what is for published ports; so
+            # does iptables, but where bridged frames do not pass it the port's flag has to, and published is routed.
+            isolated=conf.port_isolation or (kept_apart_by_iptables and not nf_call),
             vlan=conf.vlan,
             vlan_trunk=conf.vlan_trunk,
             preserve_default_vlan=conf.preserve_default_vlan,

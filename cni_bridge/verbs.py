@@ -246,20 +246,21 @@ async def _finish(rt: Runtime, attachment: Attachment, target: netns.Netns) -> N
         ) from None
 
 
-def _look_at_host(rt: Runtime, conf: NetConf) -> tuple[Backend, int, bool, bool]:
-    """The firewall for the attachment, the MTU of the uplink if that counts, whether the firewall works, and whether
-    nftables is flushed."""
+def _look_at_host(rt: Runtime, conf: NetConf) -> tuple[Backend, int, bool, bool, bool]:
+    """The firewall for the attachment, the MTU of the uplink if that counts, whether the firewall works, whether what
+    is bridged passes iptables, and whether nftables is flushed."""
     backend = rt.best_backend() if conf.ip_masq or conf.is_gateway else Backend.NFTABLES
     uplink_mtu = 0 if conf.mtu else rt.datapath.uplink_mtu()
     works = backend == Backend.NFTABLES or not rt.firewalls[backend].unusable()
-    return backend, uplink_mtu, works, rt.firewalls[Backend.NFTABLES].is_flushed()
+    nf_call = backend == Backend.IPTABLES and rt.datapath.passes_iptables(conf.bridge)
+    return backend, uplink_mtu, works, nf_call, rt.firewalls[Backend.NFTABLES].is_flushed()
 
 
 async def _planner(
     rt: Runtime, conf: NetConf, request: Request, target: netns.Netns, addresses: IpamConf
 ) -> Callable[[Allocation | None], Attachment]:
     """The plan as a function of what IPAM answers, None as long as it has not."""
-    backend, uplink_mtu, works, flushed = await rt.on_host(_look_at_host, rt, conf)
+    backend, uplink_mtu, works, nf_call, flushed = await rt.on_host(_look_at_host, rt, conf)
     if flushed:
         await restore_if_flushed(rt)
     if not works and conf.is_gateway and not conf.as_reference:
@@ -275,6 +276,7 @@ async def _planner(
         backend=backend,
         uplink_mtu=uplink_mtu,
         firewall_works=works,
+        nf_call=nf_call,
     )
 
 

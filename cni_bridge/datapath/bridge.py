@@ -52,6 +52,9 @@ def ensure_bridge(netlink: Netlink, spec: BridgeSpec, changed: list[str]) -> Lin
         netlink.set_link(link.index, mtu=spec.mtu)
     if spec.vlan_filtering and not link.vlan_filtering:
         _turn_on_vlan_filtering(netlink, link)
+    if spec.nf_call and not link.nf_call:
+        changed.append(f"turned on nf_call_iptables and nf_call_ip6tables of {spec.name}")
+        netlink.set_nf_call(link)
     return link
 
 
@@ -101,6 +104,7 @@ def missing_bridge(link: Link | None, spec: BridgeSpec, mac: str) -> list[str]:
         f"bridge {spec.name} is not promiscuous": spec.promisc and not link.promisc,
         f"bridge {spec.name} has mtu {link.mtu}, below {spec.mtu}": spec.mtu_configured and link.mtu < spec.mtu,
         f"bridge {spec.name} has no VLAN filtering": spec.vlan_filtering and not link.vlan_filtering,
+        f"bridge {spec.name} has nf_call_iptables or nf_call_ip6tables off": spec.nf_call and not link.nf_call,
     }
     return [words for words, differs in differences.items() if differs]
 
@@ -141,6 +145,14 @@ def missing_gateway(netlink: Netlink, link: Link, spec: GatewaySpec) -> list[str
     """The gateway addresses that the link lacks, in words."""
     present = {each.address for each in netlink.addresses(link.index)}
     return [f"gateway address {each} is missing on {link.name}" for each in spec.addresses if each not in present]
+
+
+def passes_iptables(netlink: Netlink, name: str) -> bool:
+    """Whether what the bridge forwards passes the hooks of iptables: of one family at least, or set so itself."""
+    if "1" in (sysctl.read(f"bridge/bridge-nf-call-{each}") for each in ("iptables", "ip6tables")):
+        return True
+    bridge = netlink.link(name)
+    return bridge is not None and bridge.nf_call
 
 
 def count_ports(netlink: Netlink, name: str) -> int:

@@ -56,6 +56,10 @@ class Datapath:
         links = (self._host.route_link(address) for address in _ELSEWHERE)
         return next((link.mtu for link in links if link is not None), _DEFAULT_MTU)
 
+    def passes_iptables(self, bridge: str) -> bool:
+        """Whether what the bridge forwards passes the hooks of iptables."""
+        return bridges.passes_iptables(self._host, bridge)
+
     def attach(
         self,
         attachment: Attachment,

@@ -40,7 +40,7 @@ _WITHOUT_STATISTICS = attribute(29, struct.pack("=I", 1 << 3))  # IFLA_EXT_MASK,
 _INFO_KIND, _INFO_DATA, _INFO_SLAVE_KIND, _INFO_SLAVE_DATA = 1, 2, 4, 5
 _VETH_INFO_PEER = 1
 _BRPORT_STATE, _BRPORT_MODE, _BRPORT_ISOLATED = 1, 4, 33
-_BR_VLAN_FILTERING, _BR_VLAN_DEFAULT_PVID = 7, 39
+_BR_VLAN_FILTERING, _BR_NF_CALL_IPTABLES, _BR_NF_CALL_IP6TABLES, _BR_VLAN_DEFAULT_PVID = 7, 36, 37, 39
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_FLAGS = 1, 2, 4, 8
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_METRICS, _RTA_MULTIPATH, _RTA_TABLE = 1, 4, 5, 6, 8, 9, 15
 _RTAX_MTU, _RTAX_ADVMSS = 2, 8
@@ -66,6 +66,7 @@ class Link:
     peer: int  # IFLA_LINK: the index of a veth's other end, in that end's namespace
     peer_nsid: int  # IFLA_LINK_NETNSID: the number that this namespace has for that one; NO_NSID for itself
     vlan_filtering: bool
+    nf_call: bool  # IFLA_BR_NF_CALL_IPTABLES and _IP6TABLES: what it bridges passes the hooks of iptables
     default_vlan: int  # IFLA_BR_VLAN_DEFAULT_PVID: the VLAN that a new port of this bridge is in
     port_state: int
     hairpin: bool
@@ -152,9 +153,14 @@ def port_info(*, hairpin: bool, isolated: bool) -> bytes:
     return nested(_IFLA_LINKINFO, attribute(_INFO_SLAVE_KIND, b"bridge"), nested(_INFO_SLAVE_DATA, *flags))
 
 
-def bridge_info(*, vlan_filtering: bool) -> bytes:
-    """The attribute with what a bridge is set to."""
-    data = nested(_INFO_DATA, attribute(_BR_VLAN_FILTERING, bytes([vlan_filtering])))
+def bridge_info(*, vlan_filtering: bool = False, nf_call: bool = False) -> bytes:
+    """The attribute with what a bridge is to turn on."""
+    wanted = {
+        _BR_VLAN_FILTERING: vlan_filtering,
+        _BR_NF_CALL_IPTABLES: nf_call,
+        _BR_NF_CALL_IP6TABLES: nf_call,
+    }
+    data = nested(_INFO_DATA, *(attribute(kind, b"\1") for kind, on in wanted.items() if on))
     return nested(_IFLA_LINKINFO, attribute(_INFO_KIND, b"bridge"), data)
 
 
@@ -180,6 +186,7 @@ def parse_link(payload: bytes) -> Link:
         peer=_number(values.get(_IFLA_LINK, b"")),
         peer_nsid=_signed(values[_IFLA_LINK_NETNSID]) if _IFLA_LINK_NETNSID in values else NO_NSID,
         vlan_filtering=bool(_number(bridge.get(_BR_VLAN_FILTERING, b""))),
+        nf_call=all(_number(bridge.get(kind, b"")) for kind in (_BR_NF_CALL_IPTABLES, _BR_NF_CALL_IP6TABLES)),
         default_vlan=(_number(bridge.get(_BR_VLAN_DEFAULT_PVID, b"")) or 1) if kind == "bridge" else 0,
         port_state=_number(port.get(_BRPORT_STATE, b"")),
         hairpin=bool(_number(port.get(_BRPORT_MODE, b""))),

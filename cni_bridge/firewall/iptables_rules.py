@@ -75,6 +75,12 @@ def base(family: int) -> tuple[Rule, ...]:
         _rule("raw", _RAW, MARK, "DROP", in_interface="!lo", dst=loopback),
         _rule("raw", _RAW, MARK, "DROP", in_interface="!lo", src=loopback),
     )
+    # Neighbour discovery, of bridged packets: routed ones are nobody's (RFC 4861, section 7.1).
+    solicitation, advertisement = {"icmpv6-type": "135"}, {"icmpv6-type": "136"}
+    neighbours = (
+        _rule("filter", _FORWARD, MARK, "ACCEPT", protocol="icmpv6", icmp6=each)
+        for each in (solicitation, advertisement)
+    )
     return (
         *(raw if family == 4 else ()),  # IPv6 drops them by itself
         _rule("nat", _PUBLISH, MARK, _MARK),
@@ -82,6 +88,7 @@ def base(family: int) -> tuple[Rule, ...]:
         _rule("nat", MASQUERADE, MARK, "RETURN", dst=multicast),
         _rule("nat", MASQUERADE, MARK, _SNAT, **_DNAT),
         _rule("filter", _FORWARD, MARK, "ACCEPT", conntrack={"ctstate": "RELATED,ESTABLISHED"}),
+        *(neighbours if family == 6 else ()),
         *(_rule("filter", _FORWARD, MARK, chain) for chain in (_ICC, _SAME, _INTERNAL)),
         _rule("filter", _FORWARD, MARK, "ACCEPT", **_DNAT),
         *(

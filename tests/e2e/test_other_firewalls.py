@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import permutations, product
 
 import pytest
 
@@ -189,8 +189,8 @@ MODES = {
 
 
 @pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
-def test_iptables_lets_pass_what_the_mode_allows_and_nothing_else(xtables_host: Host, mode: Mode) -> None:
-    host = xtables_host
+def test_iptables_lets_pass_what_the_mode_allows_and_nothing_else(either_xtables_host: Host, mode: Mode) -> None:
+    host = either_xtables_host
     route_from_outside(host, *SUBNETS["net1"], *SUBNETS["net2"])
     makers = {"a": conf, "b": conf, "c": second}
     confs = {name: make(ports(HOST_PORTS[name], PUBLISHED), **mode.keys) for name, make in makers.items()}
@@ -203,8 +203,6 @@ def test_iptables_lets_pass_what_the_mode_allows_and_nothing_else(xtables_host: 
     expected: dict[Probe, str] = {}
     ways = dict.fromkeys(("outside", "neighbour"), mode.outside)
     ways |= {"": mode.itself, "a": mode.itself, "b": mode.b, "c": mode.c}
-    if mode.keys.get("icc") is False and host.bridge_nf:  # then such packets stay bridged, between ports kept apart
-        ways |= {"a": UNPUBLISHED, "b": ""}
     for source, open_ in ways.items():
         for way, asked in {
             "private": probes(source, ADDRESSES["a"], PRIVATE),
@@ -222,6 +220,33 @@ def test_iptables_lets_pass_what_the_mode_allows_and_nothing_else(xtables_host: 
         expected |= dict.fromkeys(probes("a", (gateway,), ELSEWHERE), f"host {own}")
     assert_answers(host, expected)
     detach_all(host, confs)
+
+
+def test_iptables_keeps_containers_apart_when_bridged_frames_no_longer_pass_it_by_default(xtables_host: Host) -> None:
+    host = xtables_host
+    for each in ("iptables", "ip6tables"):
+        host.sysctl(f"net.bridge.bridge-nf-call-{each}", "1")
+    own = conf(ports(8080, PUBLISHED), icc=False, snat=False)
+    result = attach(host, own, "a")
+    for each in ("iptables", "ip6tables"):
+        host.sysctl(f"net.bridge.bridge-nf-call-{each}", "0")
+    host.plugin("CHECK", with_result(own, result), "a").succeeded()
+    attach(host, conf(icc=False), "b")
+    attach(host, conf(icc=False), "c")
+    serve(host, dict.fromkeys("abc", (PUBLISHED, PRIVATE)))
+    addresses = {**ADDRESSES, "c": ("10.88.0.4", "fd00:88::4")}
+    expected: dict[Probe, str] = {}
+    for source, target in permutations("abc", 2):
+        expected |= dict.fromkeys(probes(source, addresses[target], PRIVATE), "")
+        expected |= dict.fromkeys(pings(source, addresses[target]), "")
+    for source in "bc":
+        expected |= dict.fromkeys(probes(source, UPLINK, 8080), "a")
+    assert_answers(host, expected)
+    host.shell("ip link set cni0 type bridge nf_call_iptables 0")
+    assert "nf_call_iptables" in host.plugin("CHECK", with_result(own, result), "a").error["msg"]
+    host.plugin("ADD", own, "a").succeeded()
+    host.plugin("CHECK", with_result(own, result), "a").succeeded()
+    detach_all(host, dict.fromkeys("abc", own))
 
 
 def test_iptables_names_who_has_a_port(xtables_host: Host) -> None:

@@ -337,6 +337,7 @@ def test_what_has_been_let_in_goes_before_all_and_the_shields_come_last(family: 
     forward = [each for each in shown(base(family)) if each.startswith("CNI-BRIDGE-FWD ")]
     assert [each.removeprefix("CNI-BRIDGE-FWD ").removeprefix("target ") for each in forward] == [
         "conntrack ctstate RELATED,ESTABLISHED target ACCEPT",
+        *(f"protocol icmpv6 icmp6 icmpv6-type {each} target ACCEPT" for each in (135, 136) if family == 6),
         "CNI-BRIDGE-ICC",
         "CNI-BRIDGE-SAME",
         "CNI-BRIDGE-INT",
