@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Histogram
 
@@ -34,6 +34,7 @@ class Attendant:
     def __init__(self, engine: WarmEngine, *, metrics: CollectorRegistry | None) -> None:
         self._engine = engine
         self._own_netns = netns.own()
+        self._places = {each: os.environ.get(each) or None for each in _PLACES}
         self._mounts = _inode("/proc/self/ns/mnt")
         self._kept = Undelivered(engine.settings.run_dir / "undelivered")
         registry = metrics or CollectorRegistry()
@@ -63,7 +64,7 @@ class Attendant:
         status = os.fstat(caller.own_netns)
         if (status.st_dev, status.st_ino) != (self._own_netns.device, self._own_netns.inode):
             return DECLINE  # rootless, or on another host than ours
-        if _is_elsewhere(call):
+        if self._is_elsewhere(call):
             return DECLINE
         if not self._engine.follow_settings():
             return DECLINE
@@ -75,7 +76,7 @@ class Attendant:
 
     async def _serve_kept(self, call: Call) -> str:
         """Do a DEL that was kept; why it failed, or nothing."""
-        if _is_elsewhere(call):
+        if self._is_elsewhere(call):
             return f"it has other {', '.join(_PLACES)} than this daemon"
         reply = await self._answer(call, None)
         return reply.stdout if reply.status else ""
@@ -100,10 +101,18 @@ class Attendant:
                 )
             except Declined:
                 return DECLINE
-        self._seconds.labels(plugin, command, given.status).observe(time.perf_counter() - tracing.began)
-        for name, seconds in tracing.steps.items():
-            self._steps.labels(command, name).observe(seconds)
+        took = time.perf_counter() - tracing.began
+        # Once the reply is on its way.
+        asyncio.get_running_loop().call_soon(self._observe, plugin, command, given.status, took, tracing.steps)
         return Reply(status=given.status, stdout=given.stdout, stderr="".join(lines))
+
+    def _observe(self, plugin: Plugin, command: str, status: int, took: float, steps: Mapping[str, float]) -> None:
+        self._seconds.labels(plugin, command, status).observe(took)
+        for name, seconds in steps.items():
+            self._steps.labels(command, name).observe(seconds)
+
+    def _is_elsewhere(self, call: Call) -> bool:
+        return any((call.environ.get(each) or None) != own for each, own in self._places.items())
 
     def _root_of(self, pid: int | None) -> str:
         """The root directory of a caller that sees other files; empty for one that sees ours."""
@@ -111,10 +120,6 @@ class Attendant:
             return ""
         mounts = _inode(f"/proc/{pid}/ns/mnt")
         return "" if mounts in (0, self._mounts) else f"/proc/{pid}/root"
-
-
-def _is_elsewhere(call: Call) -> bool:
-    return any((call.environ.get(each) or None) != (os.environ.get(each) or None) for each in _PLACES)
 
 
 _lines: ContextVar[tuple[str, list[str]] | None] = ContextVar("lines", default=None)
@@ -144,6 +149,6 @@ class _Relay(logging.Handler):
 
 def _inode(path: str) -> int:
     try:
-        return Path(path).stat().st_ino
+        return os.stat(path).st_ino  # noqa: PTH116 - each request looks
     except OSError:
         return 0

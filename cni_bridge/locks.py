@@ -108,23 +108,19 @@ class SharedLock:
         self._what = what
         self._patience = patience
         self._queue = asyncio.Lock()
+        self._waiting = 0
 
     @asynccontextmanager
     async def held(self, *, alone: bool) -> AsyncIterator[None]:
         """Hold the lock; code 11 if it takes too long. The kernel ends it with its process."""
         fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            try:
-                async with asyncio.timeout(self._patience):
-                    await self._queue.acquire()
-                    try:
-                        await _flock(fd, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
-                    except BaseException:
-                        self._queue.release()
-                        raise
-            except TimeoutError:
-                said = f"{self._what} still held by another request after {self._patience:g} s; try again"
-                raise CniError(Code.TRY_AGAIN_LATER, said) from None
+            operation = fcntl.LOCK_EX if alone else fcntl.LOCK_SH
+            alone_here = not self._waiting and not self._queue.locked()
+            if alone_here and _flock_now(fd, operation):  # nobody is waited for, so no time is kept
+                await self._queue.acquire()
+            else:
+                await self._wait(fd, operation)
             if not alone:
                 self._queue.release()
             try:
@@ -135,16 +131,37 @@ class SharedLock:
         finally:
             os.close(fd)
 
+    async def _wait(self, fd: int, operation: int) -> None:
+        """Hold the queue and the lock, within the patience."""
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(self._patience):
+                await self._queue.acquire()
+                try:
+                    await _flock(fd, operation)
+                except BaseException:
+                    self._queue.release()
+                    raise
+        except TimeoutError:
+            said = f"{self._what} still held by another request after {self._patience:g} s; try again"
+            raise CniError(Code.TRY_AGAIN_LATER, said) from None
+        finally:
+            self._waiting -= 1
+
 
 async def _flock(fd: int, operation: int) -> None:
     pause = 0.001
-    while True:
-        try:
-            fcntl.flock(fd, operation | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            await asyncio.sleep(pause)
+    while not _flock_now(fd, operation):
+        await asyncio.sleep(pause)
         pause = min(pause * 2, _LONGEST_PAUSE)
+
+
+def _flock_now(fd: int, operation: int) -> bool:
+    try:
+        fcntl.flock(fd, operation | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _try_lock(path: Path) -> int | None:

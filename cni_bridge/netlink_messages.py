@@ -6,7 +6,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 from cni_bridge import trace
@@ -22,6 +22,7 @@ NLM_F_DUMP = 0x300
 _NLM_F_DUMP_INTR = 0x10  # what was listed changed meanwhile
 _NLMSG_ERROR = 2
 _NLMSG_DONE = 3
+_BATCH_BEGIN, _BATCH_END = 0x10, 0x11  # NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END
 _NLM_F_CAPPED = 0x100
 _NLM_F_ACK_TLVS = 0x200
 _NLMSGERR_ATTR_MSG = 1
@@ -60,6 +61,15 @@ def iterate_attributes(payload: bytes) -> Iterator[tuple[int, bytes]]:
         position += length + (-length % 4)
 
 
+class TransactionRefused(Exception):
+    """The kernel made none of the changes, for it refused one: at that position, -1 for the whole."""
+
+    def __init__(self, reason: str, position: int, number: int) -> None:
+        super().__init__(reason)
+        self.position = position
+        self.errno = number
+
+
 class NetlinkSocket:
     """A socket of one netlink protocol, in the network namespace that the calling thread is in when it is made."""
 
@@ -90,6 +100,55 @@ class NetlinkSocket:
             raise OSError(errno.EINTR, os.strerror(errno.EINTR))
         except OSError as error:
             raise KernelRefused(f"the kernel refused to {what}: {error.strerror}", errno=error.errno or 0) from None
+
+    def transact(self, subsystem: int, messages: Sequence[tuple[int, int, bytes]], *, what: str) -> None:
+        """Make all of these changes, one at least, or none; each is a type, flags and a payload.
+
+        See linux/netfilter/nfnetlink.h. `TransactionRefused` tells which of them the kernel refused.
+        """
+        trace.count("messages")
+        frame = bytes([0, 0]) + subsystem.to_bytes(2, "big")  # struct nfgenmsg
+        first = self._sequence % 0xFFFF0000 + 1
+        last = len(messages) - 1
+        numbered = [
+            (_BATCH_BEGIN, 0, frame),
+            *(
+                (kind, flags | (NLM_F_ACK if number == last else 0), each)
+                for number, (kind, flags, each) in enumerate(messages)
+            ),
+            (_BATCH_END, 0, frame),
+        ]
+        self._sequence = first + len(numbered) - 1
+        try:
+            effects.ask(what)
+            self._socket.send(
+                b"".join(
+                    _HEADER.pack(_HEADER.size + len(payload), kind, flags | NLM_F_REQUEST, first + number, 0) + payload
+                    for number, (kind, flags, payload) in enumerate(numbered)
+                )
+            )
+            self._require_success(first, last)
+        except OSError as error:
+            raise KernelRefused(f"the kernel refused to {what}: {error.strerror}", errno=error.errno or 0) from None
+
+    def _require_success(self, first: int, last: int) -> None:
+        """Read that the last message is acknowledged; a refusal is told with the message's position.
+
+        The kernel has said all when it takes the transaction, so nothing is waited for.
+        """
+        while True:
+            data, position = self._socket.recv(_BUFFER, socket.MSG_DONTWAIT), 0
+            while position + _HEADER.size <= len(data):
+                length, kind, flags, sequence, _ = _HEADER.unpack_from(data, position)
+                payload = data[position + _HEADER.size : position + length]
+                position += length + (-length % 4)
+                if kind != _NLMSG_ERROR or sequence < first:
+                    continue
+                number = -_INT.unpack_from(payload)[0]
+                if number:
+                    raise TransactionRefused(_reason(number, flags, payload), sequence - first - 1, number)
+                if sequence == first + last + 1:
+                    return
 
     def _answers(self) -> list[bytes] | None:
         """The payloads of one answer; None if it was interrupted by a change."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_network
 
 from cni_bridge.cni.errors import InvalidConfig
@@ -73,6 +73,20 @@ class GatewaySpec:
     addresses: tuple[Interface, ...]
     force: bool
 
+    @property
+    def families(self) -> list[int]:
+        """Those of the addresses, 4 and 6."""
+        return sorted({each.version for each in self.addresses})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkSpecs:
+    """What is made before the addresses are known; the container's end has none yet, and no routes."""
+
+    bridge: BridgeSpec
+    port: PortSpec
+    container: ContainerSpec
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Made:
@@ -121,39 +135,15 @@ def links_of(attachment: Attachment) -> tuple[str, ...]:
     return (attachment.port.name, *ifb)
 
 
-def plan(
-    conf: NetConf,
-    owner: Owner,
-    netns: NetnsRef,
-    allocation: Allocation | None,
-    *,
-    request: str,
-    own_ipam: bool,
-    configured_gateways: frozenset[Address] | None,
-    backend: Backend,
-    uplink_mtu: int,
-    firewall_works: bool = True,
-    nf_call: bool = False,
-) -> Attachment:
-    """The attachment of the owner.
+def plan_links(conf: NetConf, owner: Owner, *, backend: Backend, uplink_mtu: int, nf_call: bool = False) -> LinkSpecs:
+    """The links of the owner's attachment, as far as they do not depend on its addresses.
 
-    `configured_gateways` are those that somebody chose, None if all that IPAM answers are; `backend` is the firewall
-    where none is named, and if not `firewall_works` only for what is asked for; `uplink_mtu` is the MTU in
-    bytes of the host's default route; `nf_call` tells whether bridged frames pass the hooks of iptables here.
+    `backend` is the firewall where none is named; `uplink_mtu` is the MTU in bytes of the host's default route;
+    `nf_call` tells whether bridged frames pass the hooks of iptables here.
     """
-    given = allocation
-    allocation = allocation or Allocation(leases=())
     mtu = conf.mtu or uplink_mtu
-    gateways = tuple(_gateways(allocation)) if conf.is_gateway else ()
-    gateway_link = f"{conf.bridge}.{conf.vlan}" if conf.vlan and conf.is_gateway else conf.bridge
     kept_apart_by_iptables = not conf.icc and backend == Backend.IPTABLES
-    return Attachment(
-        owner=owner,
-        request=request,
-        allocation=given,
-        netns=netns,
-        ipam_type=conf.ipam_type,
-        own_ipam=own_ipam,
+    return LinkSpecs(
         bridge=BridgeSpec(
             name=conf.bridge,
             mtu=mtu,
@@ -182,6 +172,45 @@ def plan(
             mtu=mtu,
             up=not conf.disable_container_interface,
             dad=conf.enable_dad,
+            addresses=(),
+            routes=(),
+        ),
+    )
+
+
+def plan(
+    conf: NetConf,
+    owner: Owner,
+    netns: NetnsRef,
+    links: LinkSpecs,
+    allocation: Allocation | None,
+    *,
+    request: str,
+    own_ipam: bool,
+    configured_gateways: frozenset[Address] | None,
+    backend: Backend,
+    firewall_works: bool = True,
+) -> Attachment:
+    """The attachment of the owner, with the links that were planned.
+
+    `configured_gateways` are those that somebody chose, None if all that IPAM answers are; `backend` is the firewall
+    where none is named, and if not `firewall_works` only for what is asked for.
+    """
+    given = allocation
+    allocation = allocation or Allocation(leases=())
+    gateways = tuple(_gateways(allocation)) if conf.is_gateway else ()
+    gateway_link = f"{conf.bridge}.{conf.vlan}" if conf.vlan and conf.is_gateway else conf.bridge
+    return Attachment(
+        owner=owner,
+        request=request,
+        allocation=given,
+        netns=netns,
+        ipam_type=conf.ipam_type,
+        own_ipam=own_ipam,
+        bridge=links.bridge,
+        port=links.port,
+        container=replace(
+            links.container,
             addresses=tuple(each.address for each in allocation.leases),
             routes=tuple(_resolved_routes(conf, allocation, configured_gateways)),
         ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from cni_bridge.cni.errors import CniError, InvalidConfig, PortConflict
@@ -22,7 +23,7 @@ from ipam.api import Owner
 log = logging.getLogger(__name__)
 
 
-async def claim(
+def claim(
     rt: Runtime,
     owner: Owner,
     publications: Sequence[Publication],
@@ -39,9 +40,7 @@ async def claim(
     """
     if not publications:
         return (), ()
-    waiting, conflicts, listened = await rt.on_host(
-        _taken_by_others, rt, rt.firewalls[backend], owner, publications, caller
-    )
+    waiting, conflicts, listened = _taken_by_others(rt, rt.firewalls[backend], owner, publications, caller)
     rest = [each for each in publications if each not in waiting and each not in conflicts]
     for each in (*conflicts.values(), *listened.values()):
         if refuse:
@@ -55,24 +54,23 @@ async def hand_over(rt: Runtime, container_id: str, caller: int | None) -> None:
     for records in rt.publishers:
         for found in list(records.of_container(container_id)):
             if found.waiting:
-                async with rt.locked(found.owner), rt.ports_lock.held(alone=True):
-                    await _take_over(rt, records, found.owner, caller)
+                async with rt.locked(found.owner):
+                    await rt.with_rules(partial(_take_over, rt, records, found.owner, caller), ports=True)
 
 
-async def _take_over(rt: Runtime, records: Records[Any], owner: Owner, caller: int | None) -> None:
+def _take_over(rt: Runtime, records: Records[Any], owner: Owner, caller: int | None) -> None:
     state = records.read(owner)
     if state is None or not state.waiting:
         return
     wanted = (*publications_of(state.policies), *state.waiting)
     backend = next(each.backend for each in state.policies if each.link is not None)
-    served, waiting = await claim(rt, owner, wanted, backend, caller=caller, refuse=False)
+    served, waiting = claim(rt, owner, wanted, backend, caller=caller, refuse=False)
     state = replace(state, policies=publishing(state.policies, served), waiting=waiting)
     records.write(state)
-    async with rt.rules_lock.held(alone=False):
-        for policy in state.policies:
-            await rt.on_host(rt.firewalls[policy.backend].apply, policy)
-    await rt.on_host(let_loopback_out, rt, state.policies)
-    await end_stale_connections(rt, state.policies)
+    for policy in state.policies:
+        rt.firewalls[policy.backend].apply(policy)
+    let_loopback_out(rt, state.policies)
+    end_stale_connections(state.policies)
 
 
 def let_loopback_out(rt: Runtime, policies: Iterable[Policy]) -> None:
@@ -98,13 +96,13 @@ def _published_at_loopback(policies: Iterable[Policy]) -> set[tuple[str, int]]:
     }
 
 
-async def end_stale_connections(rt: Runtime, policies: Iterable[Policy]) -> None:
+def end_stale_connections(policies: Iterable[Policy]) -> None:
     """Have flows that know the ports' former meaning begin anew."""
     for each in publications_of(policies):
         if each.protocol != Protocol.TCP:
             last = each.host_port + each.count - 1
             try:
-                await rt.on_host(end_connections, each.address.version, each.protocol, each.host_port, last)
+                end_connections(each.address.version, each.protocol, each.host_port, last)
             except CniError as error:
                 log.warning("flows to %s may still go where they went before: %s", each, error.msg)
 
@@ -144,10 +142,10 @@ def _held_by_others(
     return waiting, conflicts
 
 
-async def require_own_addresses(rt: Runtime, publications: Iterable[Publication]) -> None:
+def require_own_addresses(rt: Runtime, publications: Iterable[Publication]) -> None:
     """Refuse host addresses that this host does not have."""
     asked = {each.host_ip for each in publications if each.host_ip is not None and not each.host_ip.is_loopback}
-    if asked and (foreign := asked - await rt.on_host(rt.datapath.own_addresses)):
+    if asked and (foreign := asked - rt.datapath.own_addresses()):
         named = ", ".join(sorted(map(str, foreign)))
         raise InvalidConfig(f"runtimeConfig.portMappings: hostIP {named} is no address of this host")
 

@@ -1,7 +1,8 @@
-"""The desired state of each attachment, one file each: written before the first effect of ADD, removed after the last
-of DEL, so that everything can be undone by whoever knows no more than the owner.
+"""The desired state of each attachment, one file each: written before ADD makes addresses and rules, removed after the
+last effect of DEL, so that everything can be undone by whoever knows no more than the owner.
 
-They live in the run directory: what they describe (links, rules) does not survive a reboot either.
+The veth and the lease, which may be there before it, are announced, and found by the owner's name. Records live in the
+run directory: what they describe (links, rules) does not survive a reboot either.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from ipam.codec import decode, encode
 log = logging.getLogger(__name__)
 
 FORMAT = 1
+_ATTEMPTS = 8  # at making a folder that others take away
 
 
 class Owned(Protocol):
@@ -54,6 +56,25 @@ class Records(Generic[R]):
             return None
         return self._parse(text, self._path(owner))
 
+    def announce(self, owner: Owner, ipam_type: str) -> None:
+        """Note that something is going to be made for the owner, with addresses of that IPAM plugin.
+
+        It is the draft of the record: what an ADD leaves that is killed before it writes one.
+        """
+        path = self._path(owner)
+        draft = _draft_of(path)
+        try:
+            effects.change("announce an attachment")
+            _fill(draft, json.dumps({"owner": encode(owner), "ipam_type": ipam_type}).encode())
+        except OSError as error:
+            draft.unlink(missing_ok=True)
+            raise CniError(Code.IO_FAILURE, f"cannot write attachment record {path}: {error.strerror}") from None
+
+    def announced(self, owner: Owner) -> str | None:
+        """The IPAM plugin that an ADD named which was killed before it wrote a record; None if there is none such."""
+        announcement = _read_announcement(_draft_of(self._path(owner)))
+        return announcement[1] if announcement is not None else None
+
     def write(self, attachment: R) -> None:
         """Keep the attachment, whole or not at all."""
         path = self._path(attachment.owner)
@@ -61,13 +82,7 @@ class Records(Generic[R]):
         text = json.dumps({"format": FORMAT, "attachment": encode(attachment)}).encode()
         try:
             effects.change("write a record's draft")
-            fd = _create(draft)
-            try:
-                written = os.write(fd, text)
-            finally:
-                os.close(fd)
-            if written != len(text):  # the file system is full
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            _fill(draft, text)
             effects.change("put a record in its place")
             draft.rename(path)
         except OSError as error:
@@ -131,8 +146,11 @@ class Records(Generic[R]):
         """The owners of whom only the draft of a record is there: of a request that was killed, if none runs."""
         found = []
         for draft in (self._directory / file_name(network)).glob(".*.json.new"):
-            container_id, _, ifname = draft.name.removeprefix(".").removesuffix(".json.new").rpartition(":")
-            owner = Owner(network=network, container_id=container_id, ifname=ifname)
+            announcement = _read_announcement(draft)
+            if announcement is None:  # it is the record's, half written
+                container_id, _, ifname = draft.name.removeprefix(".").removesuffix(".json.new").rpartition(":")
+                announcement = Owner(network=network, container_id=container_id, ifname=ifname), ""
+            owner, _ = announcement
             if _draft_of(self._path(owner)) == draft and not self._path(owner).exists():
                 found.append(owner)
         return found
@@ -161,13 +179,29 @@ def _draft_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.new")
 
 
-def _create(draft: Path) -> int:
-    """A descriptor of a new file; what a request that was killed left there goes, and its folder is made if need be."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+def _fill(draft: Path, text: bytes) -> None:
+    """Make the file anew with that text; its folder too if need be, which another request may be taking away."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    for _ in range(_ATTEMPTS):
+        try:
+            fd = os.open(draft, flags, 0o600)
+            break
+        except FileNotFoundError:
+            draft.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    else:
+        fd = os.open(draft, flags, 0o600)
     try:
-        return os.open(draft, flags, 0o600)
-    except FileExistsError:
-        draft.unlink(missing_ok=True)
-    except FileNotFoundError:
-        draft.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return os.open(draft, flags, 0o600)
+        written = os.write(fd, text)
+    finally:
+        os.close(fd)
+    if written != len(text):  # the file system is full
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _read_announcement(draft: Path) -> tuple[Owner, str] | None:
+    """Owner and IPAM plugin; None if there is no such draft, or it is not an announcement."""
+    try:
+        document = json.loads(draft.read_bytes())
+        return decode(Owner, document["owner"]), str(document["ipam_type"])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None

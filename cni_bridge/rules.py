@@ -2,45 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from functools import partial
 
-from cni_bridge.cni.errors import CniError
+from cni_bridge.cni.errors import CniError, LockBusy
 from cni_bridge.failures import Failures
 from cni_bridge.policy import Policy
 from cni_bridge.publishing import let_loopback_out, missing_loopback
 from cni_bridge.runtime import Runtime
 
 
-async def change_rules(rt: Runtime, former: Iterable[Policy], wanted: Iterable[Policy]) -> None:
+def change_rules(rt: Runtime, former: Sequence[Policy], wanted: Sequence[Policy]) -> None:
     """Replace the former rules: the wanted ones hold throughout, even where a former one had the same element.
 
     Ports can then be reached at the host's loopback addresses too: after the rules that keep everybody else out.
+    In the kernel thread, as what follows.
     """
-    await rt.on_host(_change_rules, rt, list(former), list(wanted))
-
-
-def _change_rules(rt: Runtime, former: Sequence[Policy], wanted: Sequence[Policy]) -> None:
-    failures = Failures()
+    failures, busy = Failures(), list[LockBusy]()
     stale = [each for each in former if each not in wanted]
     for policy in wanted:
         rt.firewalls[policy.backend].apply(policy)
     for policy in stale:
         try:
             rt.firewalls[policy.backend].remove(policy)
+        except LockBusy as error:
+            busy.append(error)
         except CniError as error:
             failures.note(error)
     for policy in wanted if stale else ():
         rt.firewalls[policy.backend].apply(policy)
     failures.raise_any("removal of rules")
+    if busy:  # whoever waits for the lock begins anew
+        raise busy[0]
     let_loopback_out(rt, wanted)
 
 
-async def missing_rules(rt: Runtime, policies: Iterable[Policy]) -> list[str]:
+def missing_rules(rt: Runtime, policies: Sequence[Policy]) -> list[str]:
     """What of the policies does not hold, in words."""
-    policies, found = list(policies), []
-    for policy in policies:
-        found += await rt.on_host(rt.firewalls[policy.backend].missing, policy)
-    return found + await rt.on_host(missing_loopback, rt, policies)
+    found = [words for policy in policies for words in rt.firewalls[policy.backend].missing(policy)]
+    return found + missing_loopback(rt, policies)
 
 
 async def forget_link(rt: Runtime, network: str) -> None:
@@ -49,13 +49,13 @@ async def forget_link(rt: Runtime, network: str) -> None:
     An attachment is recorded before its rules are applied, and they are under the same lock.
     """
     if not rt.is_attached_to(network):
-        async with rt.rules_lock.held(alone=True):
-            if not rt.is_attached_to(network):
-                await rt.on_host(_forget_link, rt, network)
+        await rt.with_rules(partial(_forget_link, rt, network), alone=True)
 
 
 def _forget_link(rt: Runtime, network: str) -> None:
     """The rules go last: as long as they are there, a repeat knows for which links something is to be taken back."""
+    if rt.is_attached_to(network):
+        return
     links = {link for each in rt.firewalls.values() for link in each.network_links(network)}
     shared = _link_policies(rt, links)  # of other networks on the same bridge
     for link in links - shared.keys():

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ParamSpec, Protocol, TypeVar
 
+from cni_bridge import waiting
 from cni_bridge.chained_state import Chained
+from cni_bridge.cni.errors import LockBusy
 from cni_bridge.cni.netconf import Backend
 from cni_bridge.cni.plugins import Plugin
 from cni_bridge.cni.request import Request
@@ -25,6 +28,8 @@ from cni_bridge.records import Records
 from ipam.api import Ipam, Owner
 
 log = logging.getLogger(__name__)
+
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.0005, 0.02  # seconds
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -61,11 +66,46 @@ class Runtime:
     rules_lock: SharedLock  # shared to apply rules, alone to take a network's away
     ports_lock: SharedLock  # alone, from the look who has a port until it is taken
     delete_links: Callable[[Sequence[str]], Awaitable[None]]  # those of the host; gone already is success
+    patience: float  # seconds to wait for a lock that another program holds
     kernel_thread: Executor  # one thread talks to the kernel, and only it enters namespaces
 
     async def on_host(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run the function in the kernel thread, to its end: what it has begun cannot be left half done."""
-        work = partial(copy_context().run, partial(function, *args, **kwargs))  # for its trace and its log
+        """Run the function in the kernel thread, to its end: what it has begun cannot be left half done.
+
+        The thread waits for nobody. While another program holds a lock that the function needs, it is run again now
+        and then, from its beginning.
+        """
+        return await self._patiently(partial(self._in_kernel_thread, partial(function, *args, **kwargs)))
+
+    async def with_rules(self, change: Callable[[], T], *, alone: bool = False, ports: bool = False) -> T:
+        """The same while nobody takes a network's rules away, or, if `alone`, changes any.
+
+        With `ports`, nobody else takes a port between its look and its rules either. Whoever waits holds none of this.
+        """
+        return await self._patiently(partial(self._with_rules, change, alone, ports))
+
+    async def _with_rules(self, change: Callable[[], T], alone: bool, ports: bool) -> T:
+        async with self.ports_lock.held(alone=True) if ports else nullcontext(), self.rules_lock.held(alone=alone):
+            return await self._in_kernel_thread(change)
+
+    async def _patiently(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """What the attempt gives, made again while another program holds a lock, for `patience` seconds.
+
+        A request that has waited for a lock in vain does not wait for it again: it has other work to do.
+        """
+        deadline, pause = time.monotonic() + self.patience, _SHORTEST_PAUSE
+        while True:
+            try:
+                return await attempt()
+            except LockBusy as error:
+                if error.what in waiting.in_vain() or time.monotonic() > deadline:
+                    waiting.in_vain().add(error.what)
+                    raise
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE)
+
+    async def _in_kernel_thread(self, function: Callable[[], T]) -> T:
+        work = partial(copy_context().run, function)  # for its trace and its log
         future = asyncio.get_running_loop().run_in_executor(self.kernel_thread, work)
         try:
             return await asyncio.shield(future)

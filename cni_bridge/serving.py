@@ -89,6 +89,7 @@ async def answer(
 ) -> Answer:
     """Serve the call, or raise `Declined`; the last three as in `Request`."""
     command = environ.get("CNI_COMMAND", "")
+    waiting.begin()
     try:
         parse_environment(environ)
         if command == Command.VERSION:

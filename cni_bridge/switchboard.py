@@ -138,9 +138,7 @@ class Switchboard:
             self._waiting.discard(task)
             reply = await self._answer(body, pid, descriptors, since, partial(_has_gone, connection))
             with suppress(OSError, TimeoutError):  # it has left: its runtime will ask again
-                async with asyncio.timeout(_CLIENT_PATIENCE):
-                    frame = render_reply(reply.status, reply.stdout, reply.stderr)
-                    await asyncio.get_running_loop().sock_sendall(connection, frame)
+                await _send(connection, render_reply(reply.status, reply.stdout, reply.stderr))
         finally:
             connection.close()
             for each in descriptors:
@@ -161,6 +159,16 @@ class Switchboard:
             pid=pid, own_netns=own_netns, netns=others[0] if others else None, since=since, has_gone=has_gone
         )
         return await self._serve(call, caller)
+
+
+async def _send(connection: socket.socket, frame: bytes) -> None:
+    try:
+        sent = connection.send(frame)  # which mostly is all, so no time is kept
+    except BlockingIOError:
+        sent = 0
+    if sent < len(frame):
+        async with asyncio.timeout(_CLIENT_PATIENCE):
+            await asyncio.get_running_loop().sock_sendall(connection, frame[sent:])
 
 
 async def _receive_request(connection: socket.socket, descriptors: list[int]) -> bytes:

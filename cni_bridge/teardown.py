@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from cni_bridge.beside import both
 from cni_bridge.cni.errors import CniError
 from cni_bridge.cni.fields import Fields
 from cni_bridge.cni.netconf import parse_bridge_name, parse_ipam_type
@@ -26,6 +27,24 @@ async def tear_down(rt: Runtime, attachment: Attachment) -> None:
     await remove_rules(rt, attachment)
 
 
+async def detach(rt: Runtime, request: Request, attachment: Attachment, failures: Failures) -> None:
+    """Remove all of the attachment: links, and beside that, for the kernel takes long, rules and then addresses.
+
+    The port is brought down before: nobody sends without the rules, or from an address that he has no more. Another
+    program's IPAM comes last, for it may hang.
+    """
+    await failures.collect(rt.on_host(rt.datapath.silence, attachment.port.name))
+
+    async def rest() -> None:
+        await failures.collect(remove_rules(rt, attachment))
+        if attachment.own_ipam:
+            await failures.collect(release(rt, request, attachment.ipam_type, attachment.owner))
+
+    await both(failures.collect(remove_links(rt, attachment)), rest())
+    if not attachment.own_ipam:
+        await failures.collect(release(rt, request, attachment.ipam_type, attachment.owner))
+
+
 async def remove_links(rt: Runtime, attachment: Attachment) -> None:
     """Remove the attachment's links. It takes the kernel's grace period; no lock that others need is held for it."""
     with step("links"):
@@ -35,10 +54,14 @@ async def remove_links(rt: Runtime, attachment: Attachment) -> None:
 async def remove_rules(rt: Runtime, attachment: Attachment) -> None:
     """Remove the attachment's rules, and the flows that know them."""
     with step("rules"):
-        failures = Failures()
-        await failures.collect(change_rules(rt, attachment.policies, ()))
-        await failures.collect(end_stale_connections(rt, attachment.policies))
-        failures.raise_any(f"removal of {attachment.owner}")
+        await rt.on_host(_remove_rules, rt, attachment)
+
+
+def _remove_rules(rt: Runtime, attachment: Attachment) -> None:
+    try:
+        change_rules(rt, attachment.policies, ())
+    finally:
+        end_stale_connections(attachment.policies)
 
 
 async def tear_down_unrecorded(rt: Runtime, request: Request) -> bool:
@@ -64,9 +87,11 @@ async def _held(rt: Runtime, request: Request) -> tuple[Lease, ...]:
 
 
 async def release(rt: Runtime, request: Request, ipam_type: str, owner: Owner) -> None:
-    async with rt.ipam(request, ipam_type) as ipam:
-        if ipam is not None:
-            await ipam.release(owner)
+    """Give the owner's addresses back; given back already is success."""
+    with step("ipam"):
+        async with rt.ipam(request, ipam_type) as ipam:
+            if ipam is not None:
+                await ipam.release(owner)
 
 
 def lenient(parse: Callable[[Fields], str], request: Request) -> str:

@@ -11,18 +11,32 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True, kw_only=True)
 class Trace:
-    """One request's steps in seconds, and its counts."""
+    """One request's steps in seconds, when each of them was, and its counts."""
 
     began: float = field(default_factory=time.perf_counter)
     steps: dict[str, float] = field(default_factory=dict)
+    spans: list[tuple[float, float]] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         total = time.perf_counter() - self.began
-        spent = {**self.steps, "rest": total - sum(self.steps.values())}
+        spent = {**self.steps, "rest": total - self._covered()}
         times = ", ".join(f"{name} {seconds * 1000:.2f}" for name, seconds in spent.items())
         counted = ", ".join(f"{number} {what}" for what, number in sorted(self.counts.items()))
         return f"{total * 1000:.2f} ms: {times}; {counted or 'nothing asked'}"
+
+    def add(self, name: str, began: float, ended: float) -> None:
+        """This much more of a step."""
+        self.steps[name] = self.steps.get(name, 0.0) + ended - began
+        self.spans.append((began, ended))
+
+    def _covered(self) -> float:
+        """The seconds in which there was a step, or several beside each other."""
+        covered, until = 0.0, self.began
+        for began, ended in sorted(self.spans):
+            covered += max(ended, until) - max(began, until)
+            until = max(ended, until)
+        return covered
 
 
 _current: ContextVar[Trace | None] = ContextVar("trace", default=None)
@@ -32,7 +46,7 @@ def begin(*, received_since: float | None = None) -> Trace:
     """Trace what this task does from now on; until now it was received, since that time of the performance counter."""
     trace = Trace()
     if received_since is not None:
-        trace.steps["receive"] = trace.began - received_since
+        trace.add("receive", received_since, trace.began)
         trace.began = received_since
     _current.set(trace)
     return trace
@@ -40,7 +54,7 @@ def begin(*, received_since: float | None = None) -> Trace:
 
 @contextmanager
 def step(name: str) -> Iterator[None]:
-    """What the block takes belongs to the step of that name; steps do not contain each other."""
+    """What the block takes belongs to the step of that name; one may run beside another, in a thread of its own."""
     trace = _current.get()
     if trace is None:
         yield
@@ -49,7 +63,7 @@ def step(name: str) -> Iterator[None]:
     try:
         yield
     finally:
-        trace.steps[name] = trace.steps.get(name, 0.0) + time.perf_counter() - began
+        trace.add(name, began, time.perf_counter())
 
 
 def count(what: str) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import nullcontext
-from dataclasses import replace
+from contextlib import closing
 from functools import partial
 
 from cni_bridge import waiting
+from cni_bridge.attaching import Attaching
+from cni_bridge.beside import both
 from cni_bridge.cni.errors import CheckFailed, CniError, Code, InvalidConfig, InvalidNetns, KernelRefused
 from cni_bridge.cni.ipamconf import IpamConf, parse_ipam
 from cni_bridge.cni.netconf import (
@@ -26,18 +27,18 @@ from cni_bridge.datapath import netns
 from cni_bridge.datapath.bridge import MAX_PORTS
 from cni_bridge.datapath.tuning import require_allowed_here
 from cni_bridge.failures import Failures
-from cni_bridge.plan import Attachment, build_result, plan
-from cni_bridge.policy import Publication, publications_of, publishing
-from cni_bridge.publishing import claim, end_stale_connections, hand_over, require_own_addresses
+from cni_bridge.plan import Attachment, build_result
+from cni_bridge.policy import publications_of
+from cni_bridge.publishing import hand_over
 from cni_bridge.resolvconf import read_resolv_conf
 from cni_bridge.restoring import restore, restore_if_flushed
-from cni_bridge.rules import change_rules, forget_link, missing_rules
+from cni_bridge.rules import forget_link, missing_rules
 from cni_bridge.runtime import Runtime
-from cni_bridge.tag import container_mac
-from cni_bridge.teardown import lenient, release, remove_links, remove_rules, tear_down, tear_down_unrecorded
+from cni_bridge.tag import container_mac, host_ifname
+from cni_bridge.teardown import detach, lenient, release, tear_down, tear_down_unrecorded
 from cni_bridge.trace import step
 from cni_bridge.undo import Undo
-from ipam.api import Allocation, Dns, Interface, Ipam, Owner, Wanted
+from ipam.api import Allocation, Dns, Ipam, Owner, Wanted
 from ipam.errors import LeaseMissing
 
 log = logging.getLogger(__name__)
@@ -59,47 +60,26 @@ async def add(rt: Runtime, request: Request) -> Result:
         wanted = addresses.wanted(request.owner, dns, netns=target.ref, mac=mac)
         async with rt.locked(request.owner), rt.ipam(request, conf.ipam_type) as ipam:
             recorded = await _earlier_attachment(rt, request, target)
-            planned = await _planner(rt, conf, request, target, addresses)
             # A repeat that fails takes nothing back, for the container may be using what an earlier request made.
             async with Undo(active=recorded is None) as undo:
                 undo.push(partial(forget_link, rt, request.owner.network))
                 undo.push(partial(rt.on_host, rt.records.remove, request.owner))
                 if recorded is None:
-                    rt.records.write(planned(None))
+                    rt.records.announce(request.owner, conf.ipam_type)
                 undo.push(partial(release, rt, request, conf.ipam_type, request.owner))
-                with step("ipam"):
-                    allocation = await _allocate(rt, request, conf, ipam, wanted, recorded)
-                attachment = planned(allocation)
-                wished = publications_of(attachment.policies)
-                await require_own_addresses(rt, wished)
-                former = recorded.policies if recorded is not None else ()
-                earlier = recorded.changed if recorded is not None else ()
-                either = tuple(dict.fromkeys((*attachment.policies, *former)))
-                written = replace(attachment, policies=either, changed=earlier)
-                rt.records.write(written)
-                made = await rt.on_host(
-                    rt.datapath.attach,
-                    attachment,
-                    target,
-                    recorded.container.addresses if recorded is not None else (),
-                    push_undo=lambda effect: undo.push(partial(rt.on_host, effect)),
-                    gateways_of_others=partial(_gateways_of_others, rt, attachment),
-                )
-                if not made.ready:
-                    await _finish(rt, attachment, target)
-                undo.push(partial(change_rules, rt, attachment.policies, ()))
-                async with rt.ports_lock.held(alone=True) if wished else nullcontext():
-                    if wished:  # nobody else takes a port between the look and the rules
-                        attachment = await _serving(rt, attachment, wished, request.caller)
-                    attachment = replace(attachment, changed=earlier + made.changed)
-                    with step("rules"):
-                        async with rt.rules_lock.held(alone=False):
-                            await change_rules(rt, former, attachment.policies)
-                        if wished:
-                            await end_stale_connections(rt, attachment.policies)
-                    if attachment != written:
-                        rt.records.write(attachment)
-    return build_result(conf, attachment, made, request.netns)
+                with closing(Attaching(rt, request, conf, addresses, target, recorded, undo)) as attaching:
+                    # The veth is made while the addresses are being chosen: neither needs the other.
+                    allocation, flushed = await both(
+                        _allocate(rt, request, conf, ipam, wanted, recorded), rt.on_host(attaching.connect)
+                    )
+                    if flushed:
+                        await restore_if_flushed(rt)
+                    made = await rt.with_rules(partial(attaching.complete, allocation), ports=bool(conf.ports))
+                    if not made.ready:
+                        await _finish(rt, request, attaching)
+                    if not attaching.is_held:
+                        await rt.with_rules(attaching.hold, ports=bool(conf.ports))
+    return build_result(conf, attaching.attachment, made, request.netns)
 
 
 async def delete(rt: Runtime, request: Request) -> None:
@@ -107,16 +87,12 @@ async def delete(rt: Runtime, request: Request) -> None:
     owner, failures = request.owner, Failures()
     async with rt.locked(owner):
         recorded = _readable_record(rt, owner)
-        if recorded is not None:
-            await failures.collect(remove_links(rt, recorded))
         async with rt.rules_lock.held(alone=False):
             if recorded is not None:
-                await failures.collect(remove_rules(rt, recorded))
-                ipam_type = recorded.ipam_type
+                await detach(rt, request, recorded, failures)
             else:
                 await failures.collect(tear_down_unrecorded(rt, request))
-                ipam_type = lenient(parse_ipam_type, request)
-            with step("ipam"):
+                ipam_type = rt.records.announced(owner) or lenient(parse_ipam_type, request)
                 await failures.collect(release(rt, request, ipam_type, owner))
             failures.raise_any(f"DEL of {owner}")
             rt.records.remove(owner)
@@ -144,7 +120,7 @@ async def check(rt: Runtime, request: Request) -> None:
                 except LeaseMissing as error:
                     found.append(str(error))
             found += await rt.on_host(rt.datapath.missing, attachment, conf.prev_result, target)
-            found += await missing_rules(rt, attachment.policies)
+            found += await rt.on_host(missing_rules, rt, attachment.policies)
     if found:
         raise CheckFailed(f"{request.owner} is not as it was attached: {found[0]}", "\n".join(found))
 
@@ -207,6 +183,7 @@ async def _earlier_attachment(rt: Runtime, request: Request, target: netns.Netns
     """What an earlier ADD of this owner attached, if this one asks for the same; anything else is removed first."""
     recorded = rt.records.read(request.owner)
     if recorded is None:
+        await _tear_down_announced(rt, request)
         return None
     same = recorded.netns.same_as(target.ref) and recorded.request == request.digest
     if same and recorded.allocation is not None:
@@ -218,6 +195,17 @@ async def _earlier_attachment(rt: Runtime, request: Request, target: netns.Netns
     return None
 
 
+async def _tear_down_announced(rt: Runtime, request: Request) -> None:
+    """Remove what an ADD left that was killed before it wrote a record; our own IPAM gives the same address again."""
+    ipam_type = rt.records.announced(request.owner)
+    if ipam_type is None:
+        return
+    log.info("%s was not attached to the end: attaching it anew", request.owner)
+    await rt.on_host(rt.datapath.detach_unrecorded, request.owner, "", "")
+    if ipam_type and not rt.find_ipam(request, ipam_type).own:
+        await release(rt, request, ipam_type, request.owner)
+
+
 async def _allocate(
     rt: Runtime, request: Request, conf: NetConf, ipam: Ipam | None, wanted: Wanted, recorded: Attachment | None
 ) -> Allocation:
@@ -226,58 +214,25 @@ async def _allocate(
         return Allocation(leases=())
     if recorded is not None and recorded.allocation is not None and not rt.find_ipam(request, conf.ipam_type).own:
         return recorded.allocation
-    allocation = await ipam.allocate(wanted)
+    with step("ipam"):
+        allocation = await ipam.allocate(wanted)
     _require_fitting(conf, [each.address.version for each in allocation.leases])
     return allocation
 
 
-async def _finish(rt: Runtime, attachment: Attachment, target: netns.Netns) -> None:
+async def _finish(rt: Runtime, request: Request, attaching: Attaching) -> None:
     """Finish what is not ready: a port comes up in a millisecond, duplicate address detection takes a second or two."""
     pause = 0.0005
     try:
         async with asyncio.timeout(_READY_PATIENCE):
-            while not await rt.on_host(rt.datapath.finish, attachment, target):
+            while not await rt.on_host(attaching.finish):
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, 0.05)
     except TimeoutError:
         raise KernelRefused(
-            f"{attachment.port.name} does not get ready in {_READY_PATIENCE:g} s: its bridge port has no carrier, or "
-            "duplicate address detection does not end"
+            f"{host_ifname(request.owner)} is not ready after {_READY_PATIENCE:g} s: its bridge port has no carrier, "
+            "or duplicate address detection does not end"
         ) from None
-
-
-def _look_at_host(rt: Runtime, conf: NetConf) -> tuple[Backend, int, bool, bool, bool]:
-    """The firewall for the attachment, the MTU of the uplink if that counts, whether the firewall works, whether what
-    is bridged passes iptables, and whether nftables is flushed."""
-    backend = rt.best_backend() if conf.ip_masq or conf.is_gateway else Backend.NFTABLES
-    uplink_mtu = 0 if conf.mtu else rt.datapath.uplink_mtu()
-    works = backend == Backend.NFTABLES or not rt.firewalls[backend].unusable()
-    nf_call = backend == Backend.IPTABLES and rt.datapath.passes_iptables(conf.bridge)
-    return backend, uplink_mtu, works, nf_call, rt.firewalls[Backend.NFTABLES].is_flushed()
-
-
-async def _planner(
-    rt: Runtime, conf: NetConf, request: Request, target: netns.Netns, addresses: IpamConf
-) -> Callable[[Allocation | None], Attachment]:
-    """The plan as a function of what IPAM answers, None as long as it has not."""
-    backend, uplink_mtu, works, nf_call, flushed = await rt.on_host(_look_at_host, rt, conf)
-    if flushed:
-        await restore_if_flushed(rt)
-    if not works and conf.is_gateway and not conf.as_reference:
-        log.warning("no firewall works here: nothing keeps other networks from network %s", request.owner.network)
-    return partial(
-        plan,
-        conf,
-        request.owner,
-        target.ref,
-        request=request.digest,
-        own_ipam=bool(conf.ipam_type) and rt.find_ipam(request, conf.ipam_type).own,
-        configured_gateways=addresses.gateways,
-        backend=backend,
-        uplink_mtu=uplink_mtu,
-        firewall_works=works,
-        nf_call=nf_call,
-    )
 
 
 def _address_conf(rt: Runtime, request: Request, conf: NetConf) -> IpamConf:
@@ -289,16 +244,6 @@ def _address_conf(rt: Runtime, request: Request, conf: NetConf) -> IpamConf:
 
 def _rests_on(attachment: Attachment, backend: Backend) -> bool:
     return any(policy.backend == backend for policy in attachment.policies)
-
-
-def _gateways_of_others(rt: Runtime, attachment: Attachment) -> frozenset[Interface]:
-    """The gateway addresses that other attachments need on the bridge."""
-    return frozenset(
-        address
-        for other in rt.records.all()
-        if other.owner != attachment.owner and other.gateway is not None and other.bridge.name == attachment.bridge.name
-        for address in other.gateway.addresses
-    )
 
 
 def _require_fitting(conf: NetConf, families: list[int]) -> None:
@@ -314,10 +259,8 @@ async def _collect_one(rt: Runtime, request: Request, attachment: Attachment) ->
         if current is not None:
             log.info("collecting %s", attachment.owner)
             failures = Failures()
-            await failures.collect(remove_links(rt, current))
             async with rt.rules_lock.held(alone=False):
-                await failures.collect(remove_rules(rt, current))
-                await failures.collect(release(rt, request, current.ipam_type, current.owner))
+                await detach(rt, request, current, failures)
                 failures.raise_any(f"removal of {current.owner}")
                 rt.records.remove(current.owner)
 
@@ -325,6 +268,7 @@ async def _collect_one(rt: Runtime, request: Request, attachment: Attachment) ->
 async def _forget_draft(rt: Runtime, owner: Owner) -> None:
     async with rt.locked(owner):
         if owner in rt.records.drafts(owner.network):  # no request has ended meanwhile
+            await rt.on_host(rt.datapath.detach_unrecorded, owner, "", "")
             rt.records.remove(owner)
 
 
@@ -332,15 +276,6 @@ async def _collect_addresses(rt: Runtime, request: Request, keep: frozenset[Owne
     async with rt.ipam(request, parse_ipam_type(request.config)) as ipam:
         if ipam is not None:
             await ipam.collect(request.owner.network, keep)
-
-
-async def _serving(
-    rt: Runtime, attachment: Attachment, wished: tuple[Publication, ...], caller: int | None
-) -> Attachment:
-    """The attachment with those of the publications that it may serve now, and those that wait."""
-    backend = next((each.backend for each in attachment.policies if each.link is not None), Backend.NFTABLES)
-    served, waiting = await claim(rt, attachment.owner, wished, backend, caller=caller)
-    return replace(attachment, policies=publishing(attachment.policies, served), waiting=waiting)
 
 
 def _readable_record(rt: Runtime, owner: Owner) -> Attachment | None:

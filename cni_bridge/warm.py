@@ -7,7 +7,6 @@ import logging
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
-from pathlib import Path
 
 from cni_bridge import own_ipam, wiring
 from cni_bridge.cni.netconf import parse_ipam_type
@@ -46,7 +45,8 @@ class WarmEngine:
     def __init__(self, settings: Settings, service: Service | None, runtime: Runtime, *, traced: bool) -> None:
         self.settings = settings
         self._traced = traced
-        self._file = _state_of(settings_file(os.environ))
+        self._path = str(settings_file(os.environ))
+        self._file = _state_of(self._path)
         self._service = service
         self._runtime = runtime
         self._turns = asyncio.Semaphore(settings.bridged.max_requests)
@@ -63,7 +63,7 @@ class WarmEngine:
 
     def follow_settings(self) -> bool:
         """Read the settings again if their file was changed; whether they can be served by without a restart."""
-        state = _state_of(settings_file(os.environ))
+        state = _state_of(self._path)
         if state == self._file:
             return True
         try:
@@ -124,10 +124,10 @@ def opened(settings: Settings, service: Service | None, *, traced: bool) -> Iter
         yield WarmEngine(settings, service, runtime, traced=traced)
 
 
-def _state_of(path: Path) -> tuple[int, int, int] | None:
+def _state_of(path: str) -> tuple[int, int, int] | None:
     """What tells whether the file was changed; None if it is not there, or cannot be looked at."""
     try:
-        status = path.stat()
+        status = os.stat(path)  # noqa: PTH116 - each request looks
     except OSError:
         return None
     return status.st_ino, status.st_mtime_ns, status.st_size

@@ -35,7 +35,7 @@ from ipam.api import Ipam
 from ipam.settings import Settings
 
 _CHAINED = (Plugin.PORTMAP, Plugin.FIREWALL, Plugin.BANDWIDTH, Plugin.TUNING)
-_XTABLES_PATIENCE = 10.0  # seconds; what waits in the kernel thread keeps other requests waiting
+_PATIENCE = 10.0  # seconds, for a lock that other programs hold; a request has other work to do
 
 
 class OwnIpam:
@@ -87,11 +87,11 @@ def find_ipam(own: IpamSource, request: Request, ipam_type: str) -> IpamSource:
 def make_directories(run_dir: Path) -> None:
     """Make what is missing of the directories in `run_dir`, which somebody may have removed while a daemon ran."""
     for name in ("locks", "attachments", *(f"chained/{each}" for each in _CHAINED)):
-        directory = run_dir / name
-        if not directory.is_dir():
+        directory = f"{run_dir}/{name}"
+        if not os.path.isdir(directory):  # noqa: PTH112 - each request looks, and they are there
             try:
                 effects.change("make a directory")
-                directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+                Path(directory).mkdir(mode=0o700, parents=True, exist_ok=True)
             except OSError as error:
                 raise CniError(Code.IO_FAILURE, f"cannot make {directory}: {error.strerror}") from None
 
@@ -114,11 +114,11 @@ def runtime(settings: Settings, own_ipam: IpamSource | None = None) -> Iterator[
             yield Runtime(
                 records=Records(records, Attachment),
                 chained={name: Records(settings.run_dir / "chained" / name, Chained) for name in _CHAINED},
-                datapath=Datapath(sockets, locks, patience=settings.patience),
+                datapath=Datapath(sockets, locks),
                 links=Links(sockets),
                 firewalls={
                     Backend.NFTABLES: nftables,
-                    Backend.IPTABLES: IptablesFirewall(patience=min(_XTABLES_PATIENCE, settings.patience)),
+                    Backend.IPTABLES: IptablesFirewall(),
                 },
                 find_ipam=lambda request, ipam_type: find_ipam(own, request, ipam_type),
                 locked=owner_locks.held,
@@ -128,6 +128,7 @@ def runtime(settings: Settings, own_ipam: IpamSource | None = None) -> Iterator[
                 ports_lock=SharedLock(records.with_name("chained"), "host ports are", patience=settings.patience),
                 delete_links=deleter.delete,
                 kernel_thread=kernel_thread,
+                patience=min(_PATIENCE, settings.patience),
             )
         finally:
             kernel_thread.submit(sockets.close).result()

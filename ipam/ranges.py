@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from ipaddress import IPv6Network, ip_address, ip_network
 from itertools import combinations
 
 from ipam.api import Address, Network, Range, RangeSet
 from ipam.errors import BadRanges
 
+_KEPT = 1024  # of what configurations ask for: every request brings the same again
 _MAPPED = IPv6Network("::ffff:0:0/96")  # RFC 4291, 2.5.5.2
 
 
+@lru_cache(_KEPT)
 def parse_subnet(text: str) -> Network:
     """A subnet in CIDR notation without host bits."""
     if "/" not in text:
@@ -37,6 +40,7 @@ def never_handed_out(subnet: Network) -> frozenset[Address]:
     return frozenset(own | {subnet.broadcast_address} if subnet.version == 4 else own)
 
 
+@lru_cache(_KEPT)
 def build_range(
     subnet: Network,
     *,

@@ -19,33 +19,33 @@ class Bandwidth(Plugin):
 
     name = "bandwidth"
 
-    async def plan(self, rt: Runtime, request: Request, previous: Result, recorded: Chained | None) -> Chained | None:
+    def plan(self, rt: Runtime, request: Request, previous: Result, recorded: Chained | None) -> Chained | None:
         """See `Plugin.plan`."""
         shaping = parse_shaping(request.config)
         if not shaping:
             return None
-        port = await rt.on_host(rt.links.port_of, request.netns, request.owner.ifname, request.netns_fd)
+        port = rt.links.port_of(request.netns, request.owner.ifname, request.netns_fd)
         if port is None:
             raise InvalidConfig(
                 f"interface {request.owner.ifname} has no veth peer on this host, so it cannot be limited"
             )
         return Chained(owner=request.owner, port=port.name, shaping=shaping)
 
-    async def apply(self, rt: Runtime, request: Request, state: Chained) -> None:
+    def apply(self, rt: Runtime, request: Request, state: Chained) -> None:
         """See `Plugin.apply`."""
-        await rt.on_host(rt.links.shape, state.owner, state.port, state.shaping)
+        rt.links.shape(state.owner, state.port, state.shaping)
 
-    async def undo(self, rt: Runtime, request: Request, state: Chained) -> None:
+    def undo(self, rt: Runtime, request: Request, state: Chained) -> None:
         """See `Plugin.undo`."""
-        await rt.on_host(rt.links.unshape, state.owner, state.port)
+        rt.links.unshape(state.owner, state.port)
 
-    async def missing(self, rt: Runtime, request: Request, state: Chained) -> list[str]:
+    def missing(self, rt: Runtime, request: Request, state: Chained) -> list[str]:
         """See `Plugin.missing`."""
-        return await rt.on_host(rt.links.missing_shape, state.owner, state.port, state.shaping)
+        return rt.links.missing_shape(state.owner, state.port, state.shaping)
 
-    async def result(self, rt: Runtime, previous: Result, state: Chained | None, recorded: Chained | None) -> Result:
+    def result(self, rt: Runtime, previous: Result, state: Chained | None, recorded: Chained | None) -> Result:
         """See `Plugin.result`; with the link that delays what the container sends, as the reference answers."""
-        link = await rt.on_host(rt.links.link, ifb_ifname(state.owner)) if state is not None else None
+        link = rt.links.link(ifb_ifname(state.owner)) if state is not None else None
         if link is None:
             return previous
         return replace(previous, interfaces=(*previous.interfaces, InterfaceEntry(name=link.name, mac=link.mac)))

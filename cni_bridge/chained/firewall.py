@@ -22,7 +22,7 @@ class Firewall(Plugin):
 
     name = "firewall"
 
-    async def plan(self, rt: Runtime, request: Request, previous: Result, recorded: Chained | None) -> Chained | None:
+    def plan(self, rt: Runtime, request: Request, previous: Result, recorded: Chained | None) -> Chained | None:
         """See `Plugin.plan`."""
         config = request.config
         backend, ingress = config.string("backend"), config.string("ingressPolicy") or "open"
@@ -37,7 +37,7 @@ class Firewall(Plugin):
             raise InvalidConfig(f'{config.at("ingressPolicy")} "{ingress}" is none of {", ".join(_POLICIES)}')
         addresses = [each.address.ip for each in previous.ips]
         where = (request.netns, request.owner.ifname)
-        link = await rt.on_host(rt.links.link_of, *where, addresses[0], request.netns_fd) if addresses else None
+        link = rt.links.link_of(*where, addresses[0], request.netns_fd) if addresses else None
         if link is None:
             if ingress != "open":
                 raise InvalidConfig(
@@ -45,7 +45,7 @@ class Firewall(Plugin):
                 )
             return None
         policy = Policy(
-            backend=await rt.default_backend(),
+            backend=rt.best_backend(),
             owner=request.owner,
             link=LinkPolicy(
                 link=link.name,
@@ -57,26 +57,25 @@ class Firewall(Plugin):
         )
         if ingress != "isolated":
             return Chained(owner=request.owner, policies=(policy,))
-        port = await rt.on_host(rt.links.port_of, request.netns, request.owner.ifname, request.netns_fd)
+        port = rt.links.port_of(request.netns, request.owner.ifname, request.netns_fd)
         name = port.name if port is not None and port.master else ""
         if policy.backend == Backend.NFTABLES:
             return Chained(owner=request.owner, policies=(replace(policy, apart=name),))
         return Chained(owner=request.owner, policies=(policy,), isolated_port=name)
 
-    async def apply(self, rt: Runtime, request: Request, state: Chained) -> None:
+    def apply(self, rt: Runtime, request: Request, state: Chained) -> None:
         """See `Plugin.apply`."""
-        async with rt.rules_lock.held(alone=False):
-            await change_rules(rt, (), state.policies)
+        change_rules(rt, (), state.policies)
         if state.isolated_port:
-            await rt.on_host(rt.links.isolate_port, state.isolated_port)
+            rt.links.isolate_port(state.isolated_port)
 
-    async def undo(self, rt: Runtime, request: Request, state: Chained) -> None:
+    def undo(self, rt: Runtime, request: Request, state: Chained) -> None:
         """See `Plugin.undo`; the port is taken away by who made it."""
-        await change_rules(rt, state.policies, ())
+        change_rules(rt, state.policies, ())
 
-    async def missing(self, rt: Runtime, request: Request, state: Chained) -> list[str]:
+    def missing(self, rt: Runtime, request: Request, state: Chained) -> list[str]:
         """See `Plugin.missing`."""
-        found = await missing_rules(rt, state.policies)
-        if state.isolated_port and not await rt.on_host(rt.links.is_port_isolated, state.isolated_port):
+        found = missing_rules(rt, state.policies)
+        if state.isolated_port and not rt.links.is_port_isolated(state.isolated_port):
             found.append(f"bridge port {state.isolated_port} is not isolated")
         return found

@@ -30,8 +30,9 @@ class Portmap(Plugin):
     """See `lifecycle.Plugin`."""
 
     name = "portmap"
+    claims_ports = True
 
-    async def plan(self, rt: Runtime, request: Request, previous: Result, recorded: Chained | None) -> Chained | None:
+    def plan(self, rt: Runtime, request: Request, previous: Result, recorded: Chained | None) -> Chained | None:
         """See `Plugin.plan`. A host port that is taken is worth a warning only, as chains were written for that."""
         config = request.config
         _require_known_options(config)
@@ -50,15 +51,15 @@ class Portmap(Plugin):
                 conditions=conditions,
             )
         )
-        backend = await rt.default_backend()
+        backend = rt.best_backend()
         for family in {each.address.version for each in wanted} if backend == Backend.IPTABLES else ():
             conditions[family].require_matches(config.at(keys[family]))
-        await require_own_addresses(rt, wanted)
+        require_own_addresses(rt, wanted)
         claiming = tuple(each for each in wanted if not each.condition)  # on a condition, others may have the port too
-        granted, waiting = await claim(rt, request.owner, claiming, backend, caller=request.caller, refuse=False)
+        granted, waiting = claim(rt, request.owner, claiming, backend, caller=request.caller, refuse=False)
         served = tuple(each for each in wanted if each.condition or each in granted)
         where = (request.netns, request.owner.ifname, addresses[0], request.netns_fd)
-        link = await rt.on_host(rt.links.link_of, *where)
+        link = rt.links.link_of(*where)
         policy = Policy(
             backend=backend,
             owner=request.owner,
@@ -67,20 +68,21 @@ class Portmap(Plugin):
         )
         return Chained(owner=request.owner, policies=(policy,), waiting=waiting)
 
-    async def apply(self, rt: Runtime, request: Request, state: Chained) -> None:
+    def apply(self, rt: Runtime, request: Request, state: Chained) -> None:
         """See `Plugin.apply`."""
-        async with rt.rules_lock.held(alone=False):
-            await change_rules(rt, (), state.policies)
-        await end_stale_connections(rt, state.policies)
+        change_rules(rt, (), state.policies)
+        end_stale_connections(state.policies)
 
-    async def undo(self, rt: Runtime, request: Request, state: Chained) -> None:
+    def undo(self, rt: Runtime, request: Request, state: Chained) -> None:
         """See `Plugin.undo`."""
-        await change_rules(rt, state.policies, ())
-        await end_stale_connections(rt, state.policies)
+        try:
+            change_rules(rt, state.policies, ())
+        finally:
+            end_stale_connections(state.policies)
 
-    async def missing(self, rt: Runtime, request: Request, state: Chained) -> list[str]:
+    def missing(self, rt: Runtime, request: Request, state: Chained) -> list[str]:
         """See `Plugin.missing`."""
-        return await missing_rules(rt, state.policies)
+        return missing_rules(rt, state.policies)
 
     async def released(self, rt: Runtime, request: Request, state: Chained) -> None:
         """See `Plugin.released`."""

@@ -20,7 +20,7 @@ class Tuning(Plugin):
 
     name = "tuning"
 
-    async def plan(self, rt: Runtime, request: Request, previous: Result, recorded: Chained | None) -> Chained | None:
+    def plan(self, rt: Runtime, request: Request, previous: Result, recorded: Chained | None) -> Chained | None:
         """See `Plugin.plan`."""
         tuning = parse_tuning(request)
         if not tuning:
@@ -29,28 +29,28 @@ class Tuning(Plugin):
         with netns.opened(request.netns, request.netns_fd) as target:
             former = recorded.former if recorded is not None else None
             if former is None:
-                former = await rt.on_host(rt.links.read_former, target, request.owner.ifname)
+                former = rt.links.read_former(target, request.owner.ifname)
         return Chained(owner=request.owner, tuning=tuning, former=former)
 
-    async def apply(self, rt: Runtime, request: Request, state: Chained) -> None:
+    def apply(self, rt: Runtime, request: Request, state: Chained) -> None:
         """See `Plugin.apply`."""
         with netns.opened(request.netns, request.netns_fd) as target:
-            await rt.on_host(rt.links.tune, target, state.owner.ifname, state.tuning)
+            rt.links.tune(target, state.owner.ifname, state.tuning)
         if state.tuning.mac:
-            await self._follow(rt, state, state.tuning.mac)
+            self._follow(rt, state, state.tuning.mac)
 
-    async def undo(self, rt: Runtime, request: Request, state: Chained) -> None:
+    def undo(self, rt: Runtime, request: Request, state: Chained) -> None:
         """See `Plugin.undo`; with the namespace, all is gone."""
         try:
             with netns.opened(request.netns, request.netns_fd) as target:
                 if state.former is not None:
-                    await rt.on_host(rt.links.untune, target, state.owner.ifname, state.former, state.tuning)
+                    rt.links.untune(target, state.owner.ifname, state.former, state.tuning)
         except InvalidNetns:
             return
         if state.tuning.mac and state.former is not None:
-            await self._follow(rt, state, state.former.mac)
+            self._follow(rt, state, state.former.mac)
 
-    async def _follow(self, rt: Runtime, state: Chained, mac: str) -> None:
+    def _follow(self, rt: Runtime, state: Chained, mac: str) -> None:
         """Have the spoof check of our own attachment allow the MAC address that the interface has now."""
         attachment = rt.records.read(state.owner)
         if attachment is None:
@@ -67,18 +67,18 @@ class Tuning(Plugin):
         for old, new in zip(attachment.policies, changed, strict=True):
             if old != new:
                 firewall = rt.firewalls[new.backend]
-                await rt.on_host(firewall.apply, new)
+                firewall.apply(new)
                 only_check = replace(old, publications=(), shields=(), link=None, masquerade=())
-                await rt.on_host(firewall.remove, only_check)
-                await rt.on_host(firewall.apply, new)
+                firewall.remove(only_check)
+                firewall.apply(new)
         rt.records.write(replace(attachment, policies=changed))
 
-    async def missing(self, rt: Runtime, request: Request, state: Chained) -> list[str]:
+    def missing(self, rt: Runtime, request: Request, state: Chained) -> list[str]:
         """See `Plugin.missing`."""
         with netns.opened(request.netns, request.netns_fd) as target:
-            return await rt.on_host(rt.links.missing_tune, target, state.owner.ifname, state.tuning)
+            return rt.links.missing_tune(target, state.owner.ifname, state.tuning)
 
-    async def result(self, rt: Runtime, previous: Result, state: Chained | None, recorded: Chained | None) -> Result:
+    def result(self, rt: Runtime, previous: Result, state: Chained | None, recorded: Chained | None) -> Result:
         """See `Plugin.result`; with the MAC address that was set, or the one that was given back.
 
         The plugins before saw what an earlier ADD had set.

@@ -44,6 +44,14 @@ class CniError(Exception):
         self.details = details
 
 
+class LockBusy(CniError):
+    """Another program holds the lock `what`; whoever can wait tries again."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(Code.TRY_AGAIN_LATER, f"{what} is held by another program; try again")
+        self.what = what
+
+
 class InvalidConfig(CniError):
     """The network configuration has a value that cannot be used."""
 

@@ -15,6 +15,7 @@ from cni_bridge.cni.versions import NEWEST, SUPPORTED, Version
 from ipam.api import Owner
 
 STDIN_LIMIT = 16 << 20  # bytes; thousands of port mappings fit many times over
+_NOT_PRINTED = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*\Z")
 
 
@@ -187,7 +188,7 @@ def _check_container_id(value: str) -> None:
 
 def _check_ifname(value: str) -> None:
     shown = f"CNI_IFNAME is {value}"
-    if any(ord(each) < 0x20 or 0x7F <= ord(each) < 0xA0 or 0xD800 <= ord(each) < 0xE000 for each in value):
+    if not value.isprintable() and _NOT_PRINTED.search(value):
         raise CniError(
             Code.INVALID_ENVIRONMENT,
             "interface name contains control characters or is not UTF-8",

@@ -41,7 +41,10 @@ class Tuning:
     tx_queue: int | None = None
 
     def __bool__(self) -> bool:
-        return self != Tuning()
+        return self != _NOTHING
+
+
+_NOTHING = Tuning()
 
 
 def parse_tuning(request: Request, *, link: bool = True) -> Tuning:
@@ -74,9 +77,12 @@ def _first(sources: Iterable[Fields], key: str, high: int) -> int | None:
 def _sysctls(request: Request) -> tuple[Sysctl, ...]:
     """The settings, those of `args.cni` over the others, as they are written: unlike keys, they differ by case."""
     merged: dict[str, Sysctl] = {}
+    if not any(each.has("sysctl") for each in (request.config, request.config.object("args").object("cni"))):
+        return ()  # the configuration is not read a second time for nothing
+    document: object = json.loads(request.stdin, object_pairs_hook=_Members)
     for path in (("sysctl",), ("args", "cni", "sysctl")):
         found: dict[str, Sysctl] = {}
-        for key, value in _pairs_at(request.stdin, path):
+        for key, value in _pairs_at(document, path):
             if not isinstance(value, str):
                 raise DecodingFailure(f"{'.'.join(path)}.{key} is not a string")
             name = posixpath.normpath(key.replace(".", "/").replace("IFNAME", request.owner.ifname, 1))
@@ -88,9 +94,9 @@ def _sysctls(request: Request) -> tuple[Sysctl, ...]:
     return tuple(merged.values())
 
 
-def _pairs_at(stdin: bytes, path: tuple[str, ...]) -> list[tuple[str, object]]:
+def _pairs_at(document: object, path: tuple[str, ...]) -> list[tuple[str, object]]:
     """The members of the object there, in order and with repetitions; path components match whatever their case."""
-    found: object = json.loads(stdin, object_pairs_hook=_Members)
+    found = document
     for part in path:
         members = found if isinstance(found, _Members) else _Members()
         found = next((value for key, value in reversed(members) if key.lower() == part), None)

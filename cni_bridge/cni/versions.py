@@ -18,8 +18,7 @@ class Version(StrEnum):
 
     def since(self, other: Version) -> bool:
         """Whether this version is that one or newer."""
-        order = list(Version)
-        return order.index(self) >= order.index(other)
+        return _ORDER[self] >= _ORDER[other]
 
     @property
     def family(self) -> int:
@@ -29,3 +28,4 @@ class Version(StrEnum):
 
 NEWEST = Version.V1_1_0
 SUPPORTED = tuple(Version)
+_ORDER = {each: position for position, each in enumerate(SUPPORTED)}

@@ -14,7 +14,7 @@ from cni_bridge.cni.errors import KernelRefused, LinkConflict, UnsupportedField
 from cni_bridge.datapath import sysctl
 from cni_bridge.datapath.messages import Link
 from cni_bridge.datapath.netlink import Netlink
-from cni_bridge.flock import acquire
+from cni_bridge.flock import lock
 from cni_bridge.plan import BridgeSpec, GatewaySpec
 from ipam.api import Interface
 
@@ -23,19 +23,21 @@ _NO_MAC = "00:00:00:00:00:00"
 
 
 @contextmanager
-def bridges_locked(directory: Path, *, alone: bool, patience: float) -> Iterator[None]:
-    """Hold the lock of all bridges, which is one on the directory: shared to attach, `alone` to take a bridge away."""
+def bridges_locked(directory: Path, *, alone: bool) -> Iterator[None]:
+    """Hold the lock of all bridges, which is one on the directory: shared to attach, `alone` to take a bridge away.
+
+    `LockBusy` while another program does.
+    """
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        acquire(fd, fcntl.LOCK_EX if alone else fcntl.LOCK_SH, patience=patience, what=f"the lock on {directory}")
+        lock(fd, fcntl.LOCK_EX if alone else fcntl.LOCK_SH, what=f"the lock on {directory}")
         yield
     finally:
         os.close(fd)
 
 
-def ensure_bridge(netlink: Netlink, spec: BridgeSpec, changed: list[str]) -> Link:
-    """The bridge, up; what had to be changed is told in words, before it is."""
-    link = netlink.link(spec.name)
+def ensure_bridge(netlink: Netlink, link: Link | None, spec: BridgeSpec, changed: list[str]) -> Link:
+    """The bridge, up; `link` is what has its name now. What had to be changed is told in words, before it is."""
     if link is None:
         changed.append(f"made bridge {spec.name}")
         link = _make_bridge(netlink, spec)

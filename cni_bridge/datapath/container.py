@@ -4,26 +4,28 @@ from __future__ import annotations
 
 from cni_bridge.cni.errors import KernelRefused
 from cni_bridge.cni.result import Result
-from cni_bridge.datapath import sysctl
+from cni_bridge.datapath import netns, sysctl
 from cni_bridge.datapath.messages import Link
 from cni_bridge.datapath.netlink import Netlink
+from cni_bridge.datapath.netns import Netns
 from cni_bridge.plan import ContainerSpec
 from ipam.api import Interface, NetnsRef
 
 
-def configure_container(inside: Netlink, spec: ContainerSpec, former: tuple[Interface, ...]) -> Link:
-    """Configure the interface, and give it as it is; the calling thread is in the container's namespace.
+def configure_container(inside: Netlink, target: Netns, spec: ContainerSpec, former: tuple[Interface, ...]) -> Link:
+    """Configure the interface, and give it as it is; `inside` is a socket of the namespace `target`.
 
     `former` are addresses that an earlier request of the same owner gave it. Those of anybody else stay.
     """
     link = present(inside, spec)
-    _set_sysctls(spec)
+    if any(each.version == 6 for each in spec.addresses):
+        with netns.entered(target):
+            _set_sysctls(spec)
     for stale in set(former) - set(spec.addresses):
         inside.delete_address(link.index, stale)
     for address in spec.addresses:
         inside.add_address(link.index, address, dad=spec.dad)
-    if spec.up:
-        inside.set_up(link.index)
+    inside.set_arp_notify(link.index, up=spec.up)
     return link
 
 
@@ -56,7 +58,7 @@ def _announce(inside: Netlink, link: Link) -> None:
     inside.set_link(link.index, mac=link.mac)
 
 
-def missing_container(inside: Netlink, spec: ContainerSpec, expected: Result, netns: NetnsRef) -> list[str]:
+def missing_container(inside: Netlink, spec: ContainerSpec, expected: Result, where: NetnsRef) -> list[str]:
     """What of the interface differs from the result that the runtime holds, in words.
 
     A later plugin of the chain may have changed MAC, MTU and routes: the result's MAC counts, the MTU does not, and
@@ -64,7 +66,7 @@ def missing_container(inside: Netlink, spec: ContainerSpec, expected: Result, ne
     """
     link = inside.link(spec.ifname)
     if link is None:
-        return [f"interface {spec.ifname} is gone from {netns.path}"]
+        return [f"interface {spec.ifname} is gone from {where.path}"]
     position = next(
         (i for i, each in enumerate(expected.interfaces) if each.name == spec.ifname and each.sandbox), None
     )
@@ -94,9 +96,6 @@ def missing_container(inside: Netlink, spec: ContainerSpec, expected: Result, ne
 
 
 def _set_sysctls(spec: ContainerSpec) -> None:
-    sysctl.write(f"ipv4/conf/{spec.ifname}/arp_notify", "1")
-    if not any(each.version == 6 for each in spec.addresses):
-        return
     for name in ("lo", spec.ifname):
         sysctl.write(f"ipv6/conf/{name}/disable_ipv6", "0")
     sysctl.write(f"ipv6/conf/{spec.ifname}/keep_addr_on_down", "1")

@@ -11,7 +11,7 @@ from cni_bridge.datapath.netlink import Netlink
 from cni_bridge.datapath.netns import Netns
 from cni_bridge.datapath.shaping import ensure_shaping, lift_limits, missing_shaping, remove_shaping
 from cni_bridge.datapath.sockets import Sockets
-from cni_bridge.datapath.tuning import Former, apply_tuning, missing_tuning, read_former, restore
+from cni_bridge.datapath.tuning import Former, apply_tuning, find, missing_tuning, read_former, restore
 from cni_bridge.tag import ifb_ifname, owner_tag
 from ipam.api import Address, Owner
 
@@ -84,7 +84,7 @@ class Links:
     def tune(self, target: Netns, ifname: str, tuning: Tuning) -> None:
         """Set the container's interface."""
         with self._sockets.inside(target) as inside, netns.entered(target):
-            apply_tuning(inside, ifname, tuning)
+            apply_tuning(inside, find(inside, ifname), tuning)
 
     def untune(self, target: Netns, ifname: str, former: Former, tuning: Tuning) -> None:
         """Give the container's interface back what it was; gone already is success."""

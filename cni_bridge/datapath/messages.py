@@ -7,6 +7,7 @@ import struct
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import ip_address, ip_interface, ip_network
 
 from cni_bridge.netlink_messages import attribute, nested, parse_attributes
@@ -39,6 +40,8 @@ _IFLA_TXQLEN, _IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_GROUP, _IFLA_NET_NS_FD, _IFLA
 _WITHOUT_STATISTICS = attribute(29, struct.pack("=I", 1 << 3))  # IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS
 _INFO_KIND, _INFO_DATA, _INFO_SLAVE_KIND, _INFO_SLAVE_DATA = 1, 2, 4, 5
 _VETH_INFO_PEER = 1
+_IFLA_AF_SPEC, _INET_CONF = 26, 1
+IPV4_DEVCONF_ARP_NOTIFY, IPV4_DEVCONF_ROUTE_LOCALNET = 22, 26
 _BRPORT_STATE, _BRPORT_MODE, _BRPORT_ISOLATED = 1, 4, 33
 _BR_VLAN_FILTERING, _BR_NF_CALL_IPTABLES, _BR_NF_CALL_IP6TABLES, _BR_VLAN_DEFAULT_PVID = 7, 36, 37, 39
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_FLAGS = 1, 2, 4, 8
@@ -47,6 +50,7 @@ _RTAX_MTU, _RTAX_ADVMSS = 2, 8
 _NETNSA_NSID, _NETNSA_FD = 1, 3
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 _VERSION: dict[int, int] = {socket.AF_INET: 4, socket.AF_INET6: 6}
+_INTERFACES_KEPT = 1024  # bridges are asked for theirs with each attachment
 _EVERYWHERE = {socket.AF_INET: ip_network("0.0.0.0/0"), socket.AF_INET6: ip_network("::/0")}
 
 
@@ -164,6 +168,12 @@ def bridge_info(*, vlan_filtering: bool = False, nf_call: bool = False) -> bytes
     return nested(_IFLA_LINKINFO, attribute(_INFO_KIND, b"bridge"), data)
 
 
+def inet_conf(setting: int, value: int) -> bytes:
+    """The attribute that sets an IPv4 setting of a link, which is net.ipv4.conf.LINK.… too (linux/ip.h)."""
+    conf = nested(_INET_CONF, attribute(setting, _U32.pack(value)))
+    return nested(_IFLA_AF_SPEC, nested(socket.AF_INET, conf))
+
+
 def parse_link(payload: bytes) -> Link:
     """The link in a message."""
     _, _, index, flags, _ = _IFINFO.unpack_from(payload)
@@ -217,12 +227,16 @@ def parse_address(payload: bytes) -> tuple[int, AddressState]:
     _, length, flags, _, index = _IFADDR.unpack_from(payload)
     values = parse_attributes(payload[_IFADDR.size :])
     flags = _number(values[_IFA_FLAGS]) if _IFA_FLAGS in values else flags
-    local = ip_address(values.get(_IFA_LOCAL) or values[_IFA_ADDRESS])
     return index, AddressState(
-        address=ip_interface((local, length)),
+        address=_interface(values.get(_IFA_LOCAL) or values[_IFA_ADDRESS], length),
         tentative=bool(flags & IFA_F_TENTATIVE),
         dad_failed=bool(flags & IFA_F_DADFAILED),
     )
+
+
+@lru_cache(_INTERFACES_KEPT)
+def _interface(packed: bytes, length: int) -> Interface:
+    return ip_interface((ip_address(packed), length))
 
 
 def route_request(route: Route, link: int, *, kind: int = RTN_UNICAST) -> bytes:

@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ipaddress import ip_network
-from pathlib import Path
 from typing import Any
 
 from cni_bridge import trace
@@ -22,6 +21,8 @@ from cni_bridge.datapath.messages import (
     IFF_ALLMULTI,
     IFF_PROMISC,
     IFF_UP,
+    IPV4_DEVCONF_ARP_NOTIFY,
+    IPV4_DEVCONF_ROUTE_LOCALNET,
     NO_NSID,
     RT_TABLE_LOCAL,
     RTN_LOCAL,
@@ -61,7 +62,7 @@ class Netlink:
 
     def __init__(self) -> None:
         self._socket = NetlinkSocket(_NETLINK_ROUTE)
-        self._namespace = Path("/proc/thread-self/ns/net").stat()
+        self._namespace = os.stat("/proc/thread-self/ns/net")  # noqa: PTH116 - each attachment opens one
         self._pyroute2: Any = None
 
     def close(self) -> None:
@@ -147,6 +148,24 @@ class Netlink:
         """Bring the link up, or down."""
         wanted = link_request(index=index, flags=IFF_UP if up else 0, mask=IFF_UP)
         self._ask(_RTM_NEWLINK, NLM_F_ACK, wanted, f"bring link {index} {'up' if up else 'down'}")
+
+    def set_down(self, name: str) -> bool:
+        """Bring the link down; False if there is none."""
+        wanted = link_request(name=name, mask=IFF_UP)
+        what = f"bring {name} down"
+        return self._unless(errno.ENODEV, lambda: self._ask(_RTM_NEWLINK, NLM_F_ACK, wanted, what))
+
+    def set_arp_notify(self, index: int, *, up: bool) -> None:
+        """Have the link announce its IPv4 addresses when it comes up or its MAC address is set; bring it `up` too."""
+        conf = messages.inet_conf(IPV4_DEVCONF_ARP_NOTIFY, 1)
+        wanted = link_request(index=index, flags=IFF_UP if up else 0, mask=IFF_UP if up else 0, info=conf)
+        self._ask(_RTM_NEWLINK, NLM_F_ACK, wanted, f"set arp_notify of link {index}{' and bring it up' if up else ''}")
+
+    def set_route_localnet(self, name: str, *, on: bool) -> bool:
+        """Let packets from and to loopback addresses pass the link, or not; False if there is no such link."""
+        wanted = link_request(name=name, info=messages.inet_conf(IPV4_DEVCONF_ROUTE_LOCALNET, int(on)))
+        what = f"set route_localnet of {name} to {int(on)}"
+        return self._unless(errno.ENODEV, lambda: self._ask(_RTM_NEWLINK, NLM_F_ACK, wanted, what))
 
     def set_link(
         self,

@@ -5,21 +5,20 @@ from __future__ import annotations
 import errno
 
 from cni_bridge.cni.errors import KernelRefused, LinkConflict, UnsupportedField
-from cni_bridge.datapath import sysctl
 from cni_bridge.datapath.bridge import MAX_PORTS
 from cni_bridge.datapath.messages import Link
 from cni_bridge.datapath.netlink import BR_STATE_DISABLED, Netlink
 from cni_bridge.datapath.netns import Netns
-from cni_bridge.plan import Attachment, PortSpec
+from cni_bridge.plan import Attachment, LinkSpecs, PortSpec
 
 _NATIVE_VLAN = 1  # of a trunk without an access VLAN, as with the reference
 
 
-def ensure_port(host: Netlink, inside: Netlink, bridge: Link, attachment: Attachment, netns: Netns) -> None:
+def ensure_port(host: Netlink, inside: Netlink, bridge: Link, specs: LinkSpecs, netns: Netns) -> None:
     """Make the veth pair, or adopt the one that an earlier request of the same owner made."""
-    spec, ifname = attachment.port, attachment.container.ifname
+    spec, ifname = specs.port, specs.container.ifname
     try:
-        _make(host, bridge, attachment, netns)
+        _make(host, bridge, specs, netns)
     except KernelRefused as error:
         if error.errno != errno.EEXIST:
             raise
@@ -29,7 +28,7 @@ def ensure_port(host: Netlink, inside: Netlink, bridge: Link, attachment: Attach
             return
         _require_free(inside, ifname, netns)
         host.delete_link(spec.name)  # its other end is in an earlier namespace of this container, or renamed
-        _make(host, bridge, attachment, netns)
+        _make(host, bridge, specs, netns)
 
 
 def _adopt(host: Netlink, bridge: Link, link: Link, spec: PortSpec) -> None:
@@ -45,7 +44,6 @@ def _adopt(host: Netlink, bridge: Link, link: Link, spec: PortSpec) -> None:
 def _set_up(host: Netlink, bridge: Link, spec: PortSpec) -> None:
     """What cannot be said when the veth is made."""
     host.set_up_port(spec.name, alias=spec.alias, hairpin=spec.hairpin, isolated=spec.isolated)
-    sysctl.write_if_there(f"ipv6/conf/{spec.name}/accept_ra", "0")
     if spec.vlan or spec.vlan_trunk:
         _ensure_vlans(host, bridge, present(host, spec.name), spec)
 
@@ -88,8 +86,8 @@ def _require_free(inside: Netlink, ifname: str, netns: Netns) -> None:
         )
 
 
-def _make(host: Netlink, bridge: Link, attachment: Attachment, netns: Netns) -> None:
-    spec, container = attachment.port, attachment.container
+def _make(host: Netlink, bridge: Link, specs: LinkSpecs, netns: Netns) -> None:
+    spec, container = specs.port, specs.container
     try:
         host.add_veth(
             spec.name,

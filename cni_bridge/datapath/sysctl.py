@@ -5,20 +5,28 @@ Names are written with slashes, because link names may contain dots.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from cni_bridge.cni.errors import KernelRefused
 from ipam import effects
 
 _ROOT = Path("/proc/sys/net")
+_LONGEST = 4096  # bytes of a value
 
 
 def read(name: str) -> str:
     """The value; empty if this kernel does not have the setting."""
     try:
-        return (_ROOT / name).read_text().strip()
+        fd = os.open(f"{_ROOT}/{name}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return ""
+    try:
+        return os.read(fd, _LONGEST).decode(errors="replace").strip()
+    except OSError:
+        return ""
+    finally:
+        os.close(fd)
 
 
 def write(name: str, value: str) -> None:

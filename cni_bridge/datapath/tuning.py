@@ -8,6 +8,7 @@ from pathlib import Path
 from cni_bridge.cni.errors import KernelRefused
 from cni_bridge.cni.tuning import Tuning, require_allowed
 from cni_bridge.datapath import sysctl
+from cni_bridge.datapath.messages import Link
 from cni_bridge.datapath.netlink import Netlink
 
 ALLOWED = Path("/etc/cni/tuning/allowlist.conf")  # the reference's: patterns of settings that may be set
@@ -30,19 +31,22 @@ def require_allowed_here(tuning: Tuning) -> None:
         require_allowed(tuning.sysctls, ALLOWED.read_text().splitlines())
 
 
-def read_former(inside: Netlink, ifname: str) -> Former:
-    """The interface as it is now."""
+def find(inside: Netlink, ifname: str) -> Link:
+    """The interface, which has to be there."""
     link = inside.link(ifname)
     if link is None:
         raise KernelRefused(f"interface {ifname} is not in the container")
+    return link
+
+
+def read_former(inside: Netlink, ifname: str) -> Former:
+    """The interface as it is now."""
+    link = find(inside, ifname)
     return Former(mac=link.mac, mtu=link.mtu, promisc=link.promisc, allmulti=link.allmulti, tx_queue=link.tx_queue)
 
 
-def apply_tuning(inside: Netlink, ifname: str, tuning: Tuning) -> None:
-    """Set what the tuning names."""
-    link = inside.link(ifname)
-    if link is None:
-        raise KernelRefused(f"interface {ifname} is not in the container")
+def apply_tuning(inside: Netlink, link: Link, tuning: Tuning) -> Link:
+    """Set what the tuning names; the link as it is afterwards."""
     for each in tuning.sysctls:
         sysctl.write(each.name, each.value)
     if tuning.mac and tuning.mac != link.mac:
@@ -55,6 +59,7 @@ def apply_tuning(inside: Netlink, ifname: str, tuning: Tuning) -> None:
         inside.set_allmulti(link, on=tuning.allmulti)
     if tuning.tx_queue is not None and tuning.tx_queue != link.tx_queue:
         inside.set_link(link.index, tx_queue=tuning.tx_queue)
+    return (inside.link_at(link.index) or link) if tuning.mac else link
 
 
 def restore(inside: Netlink, ifname: str, former: Former, tuning: Tuning) -> None:

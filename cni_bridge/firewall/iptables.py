@@ -6,13 +6,13 @@ process when it is displeased. So each family's transaction runs in a forked chi
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cni_bridge.cni.errors import CniError, Code, FirewallFailed
+from cni_bridge.cni.errors import CniError, FirewallFailed
 from cni_bridge.firewall.apart import ChildFailed, run_apart
 from cni_bridge.firewall.iptables_rules import (
     CHAINS,
@@ -41,11 +41,10 @@ _TABLE_NAMES = {4: Path("/proc/thread-self/net/ip_tables_names"), 6: Path("/proc
 
 
 class IptablesFirewall:
-    """See `Firewall`. `patience`: seconds to wait for the xtables lock."""
+    """See `Firewall`. Each change is `LockBusy`, as a whole, while another program has the xtables lock."""
 
-    def __init__(self, *, patience: float) -> None:
-        self._patience = patience
-        self._last_timeout = float("-inf")
+    def __init__(self) -> None:
+        self._is_locked = False
 
     def apply(self, policy: Policy) -> None:
         """See `Firewall.apply`."""
@@ -53,8 +52,10 @@ class IptablesFirewall:
 
     def restore(self, policies: Sequence[Policy]) -> None:
         """See `Firewall.restore`."""
-        for each in policies:
-            self.apply(each)
+        _load()
+        with self._locked():
+            for each in policies:
+                self.apply(each)
 
     def is_flushed(self) -> bool:
         """See `Firewall.is_flushed`; to look would take as long as to apply one's own, and CHECK tells."""
@@ -110,7 +111,7 @@ class IptablesFirewall:
         """See `Firewall.unusable`."""
         try:
             for family in _FAMILIES:
-                self._run(partial(_probe, family), "read the nat table")
+                self._look(partial(_probe, family), "read the nat table")  # which needs no lock
         except CniError as error:
             return error.msg
         return ""
@@ -130,7 +131,9 @@ class IptablesFirewall:
     def _each_family(self, policy: Policy, transaction: Callable[[int, Policy], list[str]], purpose: str) -> list[str]:
         addresses = _addresses(policy)
         families = sorted({each.version for each in addresses}) or _FAMILIES
-        return [words for family in families for words in self._run(partial(transaction, family, policy), purpose)]
+        _load()
+        with self._locked():
+            return [words for family in families for words in self._run(partial(transaction, family, policy), purpose)]
 
     def _look(self, question: Callable[[], list[str]], purpose: str) -> list[str]:
         _load()
@@ -142,19 +145,26 @@ class IptablesFirewall:
 
     def _run(self, transaction: Callable[[], list[str]], purpose: str) -> list[str]:
         """Run one family's transaction in a child, under the lock."""
-        _load()  # here, so that the children need not: it takes 300 ms
-        # Who has just waited for the lock in vain does not wait again: the request has other work to do.
-        waited_lately = time.monotonic() < self._last_timeout + self._patience
+        _load()  # here, so that the children need not: it takes 300 ms, in which others may want the lock
         try:
-            with xtables_lock(0 if waited_lately else self._patience):
+            with self._locked():
                 effects.change(purpose)
                 return run_apart(transaction)
         except ChildFailed as error:
             raise FirewallFailed(f"iptables: cannot {purpose}: {error}") from None
-        except CniError as error:
-            if error.code == Code.TRY_AGAIN_LATER:
-                self._last_timeout = time.monotonic()
-            raise
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the lock, once for all that is done within."""
+        if self._is_locked:
+            yield
+            return
+        with xtables_lock():
+            self._is_locked = True
+            try:
+                yield
+            finally:
+                self._is_locked = False
 
 
 def _addresses(policy: Policy) -> frozenset[Address]:

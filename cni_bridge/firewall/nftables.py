@@ -6,11 +6,12 @@ transaction, so a flush is repaired by the next attachment.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from cni_bridge.cni.errors import CniError, FirewallFailed
+from cni_bridge.cni.errors import CniError, FirewallFailed, KernelRefused
 from cni_bridge.firewall.forward_accept import (
     ensure_forward_accepted,
     forget_forward_accept,
@@ -19,6 +20,7 @@ from cni_bridge.firewall.forward_accept import (
 )
 from cni_bridge.firewall.libnftables import Nftables, NftError
 from cni_bridge.firewall.nftables_elements import (
+    Change,
     Claims,
     Element,
     conditional_rules,
@@ -35,6 +37,9 @@ from ipam import effects
 from ipam.api import Address, Owner
 
 _FEW = 32  # ports that are looked up one by one; for more, the maps are listed
+_FEW_CHANGES = 200  # that fit into one datagram; more are libnftables' to send
+
+Command = Change | str  # text of nft for what is no element
 
 
 class NftablesFirewall:
@@ -53,6 +58,8 @@ class NftablesFirewall:
 
     def apply(self, policy: Policy) -> None:
         """See `Firewall.apply`."""
+        if self._apply_anew(policy):
+            return
         self._evict_former_owners(policy)
         stale = self._conditional_rules(owner_key(policy.owner)) if any(conditional_rules(policy)) else []
         self._declare([policy], stale, f"apply the rules of {policy.owner}")
@@ -77,10 +84,12 @@ class NftablesFirewall:
         """See `Firewall.remove`."""
         own = owner_key(policy.owner)
         # It may be another owner's by now.
-        commands = [each.delete() for each in owned_elements(policy) if key_of_tag(self._comment(each)) == own]
+        commands: list[Command] = [
+            each.delete() for each in owned_elements(policy) if key_of_tag(self._comment(each)) == own
+        ]
         commands += self._conditional_rules(own) if any(conditional_rules(policy)) else []
         if commands:
-            self._run("\n".join(commands), f"remove the rules of {policy.owner}")
+            self._run(commands, f"remove the rules of {policy.owner}", self._state())
 
     def missing(self, policy: Policy) -> list[str]:
         """See `Firewall.missing`."""
@@ -175,7 +184,8 @@ class NftablesFirewall:
         for handle, comment in self._look.rule_handles(INET, CONDITIONAL_CHAIN) if not only else ():
             element = Element(table=INET, set_name=CONDITIONAL_CHAIN, key="", comment=comment)
             if stale(element):
-                self._run(f"delete rule {INET} {CONDITIONAL_CHAIN} handle {handle}", "remove stale rules")
+                command = f"delete rule {INET} {CONDITIONAL_CHAIN} handle {handle}"
+                self._run([command], "remove stale rules", self._state())
         for table in TABLES.values():
             commands = [
                 each.delete()
@@ -185,13 +195,12 @@ class NftablesFirewall:
                 if stale(each)
             ]
             if commands:
-                self._run("\n".join(commands), "remove stale rules")
+                self._run(commands, "remove stale rules", self._state())
 
     def _evict_former_owners(self, policy: Policy) -> None:
         """Remove what another owner left for an address of this policy: nobody else has it now."""
         for address in _addresses(policy):
-            for name in ("masquerade", "shielded"):
-                element = Element(table=INET, set_name=f"{name}{address.version}", key=str(address), comment="")
+            for element in _traces_of(address):
                 former = key_of_tag(self._comment(element))
                 if former and former != owner_key(policy.owner):
                     self._sweep(partial(_is_about, former, address))
@@ -213,8 +222,9 @@ class NftablesFirewall:
                     if comment := self._comment(element):
                         yield replace(element, comment=comment)
         if any(each.host_ip is None for each in publications):
+            state = self._state()
             for name in (f"publish_at{family}", f"publish_run_at{family}"):  # at which addresses is not known
-                yield from self._listed_once(name)
+                yield from self._listed_once(name, state)
 
     def _listed_publications(self, family: int) -> Iterator[Element]:
         """Every element that leads a port somewhere."""
@@ -247,10 +257,10 @@ class NftablesFirewall:
             if comment.startswith(MARK):
                 yield Element(table=table, set_name=name, key=key, comment=comment, data=data)
 
-    def _listed_once(self, name: str) -> list[Element]:
+    def _listed_once(self, name: str, state: _State) -> list[Element]:
         """The same of the table `inet`, listed only if anybody may have changed it since the last time."""
         known = self._known
-        if self._state() != known.state:
+        if state != known.state:
             return list(self._listed(INET, name))
         if name not in known.listed:
             known.listed[name] = list(self._listed(INET, name))
@@ -260,48 +270,99 @@ class NftablesFirewall:
         """The comment of an element, found by its key; empty if it is not there."""
         return self._look.element_comment(element.table, element.set_name, element.key, element.types)
 
+    def _apply_anew(self, policy: Policy) -> bool:
+        """Make the policy hold where nobody has had any of it yet, and all that it rests on is as we left it.
+
+        Whether that was so: if not, nothing was done.
+        """
+        known, state = self._known, self._state()
+        if state != known.state or any(conditional_rules(policy)):
+            return False
+        if policy.link is not None and _place(policy) not in self._lasting_links(state):
+            return False
+        changes = [each.add_new() for each in owned_elements(policy)]
+        if not _is_plain(changes) or not {each.element.table for each in changes} <= known.tables:
+            return False
+        created = {(each.element.set_name, each.element.key) for each in changes}
+        traces = [each for address in _addresses(policy) for each in _traces_of(address)]
+        if any(self._comment(each) for each in traces if (each.set_name, each.key) not in created):
+            return False
+        try:
+            self._change(changes, f"apply the rules of {policy.owner}", state)
+        except KernelRefused as error:
+            if error.errno in (errno.EEXIST, errno.ENOENT):  # or somebody has flushed the base just now
+                return False
+            known.forget()
+            raise FirewallFailed(f"nftables: cannot apply the rules of {policy.owner}: {error.msg}") from None
+        return True
+
+    def _lasting_links(self, state: _State) -> set[tuple[str, LinkPolicy]]:
+        """What holds for a link and need not be said again.
+
+        Nothing tells whether somebody changed legacy iptables: where it filters, its chains are looked at each time.
+        """
+        return self._known.links if not any("filter" in each.split() for each in state.legacy_tables) else set()
+
     def _declare(self, policies: Sequence[Policy], stale: Sequence[str], purpose: str) -> None:
         """Make the policies hold in one transaction; what was `stale` goes before.
 
         As long as nobody else has changed any rules, the base and what holds for a link are as we left them, and need
         not be said again. Otherwise the base is looked at, which takes less than to declare it.
         """
-        known = self._known
-        if self._state() != known.state:
+        known, state = self._known, self._state()
+        if state != known.state:
             known.forget()
         owned = [each for policy in policies for each in owned_elements(policy)]
         places = {_place(each): each for each in policies if each.link is not None}
-        # Nothing tells whether somebody changed legacy iptables: where it filters, its chains are looked at each time.
-        lasting = known.links if not any("filter" in each.split() for each in legacy_tables()) else set()
+        lasting = self._lasting_links(state)
         links = {place: each for place, each in places.items() if place not in lasting}
         shared = [link_elements(each) for each in links.values()]
         tables = {each.table for each in owned} | {each.table for there, _ in shared for each in there}
         torn = [table for table in tables - known.tables if any(self._base(table))]
         distrusted = [each.delete() for policy in links.values() for each in self._links_not_trusted(policy)]
         base = (render_base(TABLES[table]) for table in torn)
-        known.state = known.state or self._state()
-        self._run("\n".join([*base, *stale, *distrusted, *_commands(policies, owned, shared)]), purpose)
+        known.state = state
+        self._run([*base, *stale, *distrusted, *_commands(policies, owned, shared)], purpose, state)
         for network, link in links:
             ensure_forward_accepted(self._connect(), self._look, network, link.link)
         known.tables.update(tables)
         known.links.update(links)
 
-    def _run(self, commands: str, purpose: str) -> None:
-        before = self._state()
-        for name in [each for each in self._known.listed if f" {each} " in commands]:
-            del self._known.listed[name]
+    def _run(self, commands: Sequence[Command], purpose: str, before: _State) -> None:
+        """Run the commands as one transaction; `before` is the state that they were chosen in."""
+        if not commands:
+            return
+        changes = [each for each in commands if isinstance(each, Change)]
         try:
+            if len(changes) == len(commands) and _is_plain(changes):
+                self._change(changes, purpose, before)
+                return
             effects.change(purpose)
-            self._connect().run(commands)
-        except NftError as error:
+            self._connect().run("\n".join(map(str, commands)))
+        except (NftError, KernelRefused) as error:
             self._known.forget()
             raise FirewallFailed(f"nftables: cannot {purpose}: {error}") from None
-        if before == self._known.state:
-            self._known.state = (before[0] + 1, before[1])  # unless somebody else came between, which shows next time
+        self._note(changes, before)
 
-    def _state(self) -> tuple[int, tuple[str, ...]]:
-        """What is another number or text after somebody has changed rules."""
-        return self._look.generation(), legacy_tables()
+    def _change(self, changes: Sequence[Change], purpose: str, before: _State) -> None:
+        """Make the changes as one transaction without libnftables, whose text takes longer than all else."""
+        effects.change(purpose)
+        self._look.make_changes(changes, purpose)
+        self._note(changes, before)
+
+    def _note(self, changes: Iterable[Change], before: _State) -> None:
+        """Know what the transaction has changed."""
+        known = self._known
+        for each in changes:
+            known.listed.pop(each.element.set_name, None)
+        if before != known.state:
+            return
+        # Unless somebody else came between, which shows next time. What only adds may have changed nothing.
+        surely = not changes or any(each.deletes or each.creates for each in changes)
+        known.state = replace(before, generation=before.generation + 1) if surely else None
+
+    def _state(self) -> _State:
+        return _State(generation=self._look.generation(), legacy_tables=legacy_tables())
 
     @property
     def _look(self) -> Lookup:
@@ -320,11 +381,19 @@ class NftablesFirewall:
         return self._nft
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _State:
+    """What is another after somebody has changed rules."""
+
+    generation: int
+    legacy_tables: tuple[str, ...]
+
+
 @dataclass(slots=True)
 class _Known:
     """What is known to be as we left it, as long as the host's rules are in that state."""
 
-    state: object = None
+    state: _State | None = None
     tables: set[str] = field(default_factory=set)
     links: set[tuple[str, LinkPolicy]] = field(default_factory=set)  # what holds for a network's link
     listed: dict[str, list[Element]] = field(default_factory=dict)  # by the set's name
@@ -337,6 +406,11 @@ class _Known:
         self.listed.clear()
 
 
+def _is_plain(changes: Sequence[Change]) -> bool:
+    """Whether the changes are few enough for one message to the kernel, and of single elements."""
+    return 0 < len(changes) <= _FEW_CHANGES and not any(each.element.is_run for each in changes)
+
+
 def _place(policy: Policy) -> tuple[str, LinkPolicy]:
     assert policy.link is not None
     return policy.owner.network, policy.link
@@ -346,11 +420,11 @@ def _commands(
     policies: Sequence[Policy],
     owned: Sequence[Element],
     shared: Sequence[tuple[tuple[Element, ...], tuple[Element, ...]]],
-) -> list[str]:
+) -> list[Command]:
     """The commands that make the policies hold: what belongs to owners, and what holds for links."""
     wanted = list(dict.fromkeys(each for there, _ in shared for each in there))
     unwanted = dict.fromkeys(each for _, gone in shared for each in gone if each not in wanted)
-    commands: list[str] = []
+    commands: list[Command] = []
     for each in unwanted:
         commands += list(each.replace())[:2]  # added and deleted: gone, whether it was there or not
     for each in (*owned, *wanted):
@@ -359,6 +433,12 @@ def _commands(
         f"add rule {INET} {CONDITIONAL_CHAIN} {rule}" for policy in policies for rule in conditional_rules(policy)
     ]
     return commands
+
+
+def _traces_of(address: Address) -> Iterator[Element]:
+    """By what a former owner of the address is found."""
+    for name in ("masquerade", "shielded"):
+        yield Element(table=INET, set_name=f"{name}{address.version}", key=str(address), comment="")
 
 
 def _addresses(policy: Policy) -> set[Address]:

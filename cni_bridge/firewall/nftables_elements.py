@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cni_bridge.cni.conditions import read_condition
 from cni_bridge.firewall.nftables_layout import BRIDGE, INET, TABLES
@@ -34,25 +34,49 @@ class Element:
         return declared_types(self.table, self.set_name)[0]
 
     @property
+    def is_run(self) -> bool:
+        """Whether it is an interval of ports."""
+        return "flags interval" in TABLES[self.table].sets[self.set_name]
+
+    @property
     def container(self) -> str:
         """Table and name of the set or map."""
         return f"{self.table} {self.set_name}"
 
-    def add(self) -> str:
-        """The command that adds it."""
-        data = f" : {self.data}" if self.data else ""
-        return f'add element {self.container} {{ {self.key} comment "{self.comment}"{data} }}'
+    def add(self) -> Change:
+        """What adds it."""
+        return Change(element=self)
 
-    def delete(self) -> str:
-        """The command that deletes it, which has to be there."""
-        return f"delete element {self.container} {{ {self.key} }}"
+    def add_new(self) -> Change:
+        """What adds it if nothing has its key; else the whole transaction is refused."""
+        return Change(element=self, creates=True)
 
-    def replace(self) -> Iterator[str]:
-        """The commands after which it is there with this comment: it may be absent, present, or another owner's."""
-        data = f" : {self.data}" if self.data else ""
-        yield f"add element {self.container} {{ {self.key}{data} }}"
+    def delete(self) -> Change:
+        """What deletes it, which has to be there."""
+        return Change(element=self, deletes=True)
+
+    def replace(self) -> Iterator[Change]:
+        """What lets it be there with this comment: it may be absent, present, or another owner's."""
+        yield Change(element=replace(self, comment=""))
         yield self.delete()
         yield self.add()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """An element added to its set or map, or deleted from there; as text, the command of nft."""
+
+    element: Element
+    deletes: bool = False
+    creates: bool = False  # there must be no element with its key
+
+    def __str__(self) -> str:
+        each = self.element
+        if self.deletes:
+            return f"delete element {each.container} {{ {each.key} }}"
+        comment = f' comment "{each.comment}"' if each.comment else ""
+        data = f" : {each.data}" if each.data else ""
+        return f"{'create' if self.creates else 'add'} element {each.container} {{ {each.key}{comment}{data} }}"
 
 
 def owned_elements(policy: Policy) -> tuple[Element, ...]:

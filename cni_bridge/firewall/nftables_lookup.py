@@ -1,4 +1,5 @@
-"""Looks single things of nftables up by netlink: libnftables reads every set of the host before it answers.
+"""Looks single things of nftables up, and changes elements, by netlink: libnftables takes a text to parse for each
+change, and reads every set of the host before it answers.
 
 The messages are those of include/uapi/linux/netfilter/nf_tables.h; comments are kept as libnftnl does.
 """
@@ -7,15 +8,19 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from ipaddress import ip_address
 
 from cni_bridge import trace
 from cni_bridge.cni.errors import KernelRefused
+from cni_bridge.firewall.nftables_elements import Change, declared_types
 from cni_bridge.netlink_messages import (
     NLM_F_ACK,
+    NLM_F_CREATE,
     NLM_F_DUMP,
+    NLM_F_EXCL,
     NetlinkSocket,
+    TransactionRefused,
     attribute,
     iterate_attributes,
     nested,
@@ -25,6 +30,7 @@ from cni_bridge.netlink_messages import (
 _NETLINK_NETFILTER = 12
 _SUBSYSTEM = 10 << 8  # NFNL_SUBSYS_NFTABLES
 _GET_TABLE, _GET_CHAIN, _GET_RULE, _GET_ELEMENT, _GET_GENERATION = (_SUBSYSTEM | each for each in (1, 4, 7, 13, 16))
+_NEW_ELEMENT, _DELETE_ELEMENT = _SUBSYSTEM | 12, _SUBSYSTEM | 14
 _GENERATION_ID = 1
 _ATTEMPTS = 50  # at a listing that others change
 _FAMILY = {"inet": 1, "ip": 2, "bridge": 7, "ip6": 10}
@@ -110,6 +116,14 @@ class Lookup:
                     _comment(element.get(_ELEMENT_USERDATA, b"")),
                 )
 
+    def make_changes(self, changes: Sequence[Change], what: str) -> None:
+        """Make all of the changes or none; `KernelRefused` names the one that cannot be made."""
+        try:
+            self._socket.transact(_SUBSYSTEM >> 8, [render_change(each) for each in changes], what=what)
+        except TransactionRefused as error:
+            refused = f"{changes[error.position]}: {error}" if error.position >= 0 else str(error)
+            raise KernelRefused(refused, errno=error.errno) from None
+
     def _list(self, kind: int, question: bytes, what: str) -> list[bytes]:
         """A listing of one moment; nothing if what is to be listed is not there.
 
@@ -141,6 +155,29 @@ class Lookup:
             if error.errno == errno.ENOENT:
                 return []
             raise
+
+
+def render_change(change: Change) -> tuple[int, int, bytes]:
+    """The type, flags and payload of the message that makes the change."""
+    element, (family, name) = change.element, change.element.table.split()
+    key_types, data_types = declared_types(element.table, element.set_name)
+    parts = [nested(_KEY, attribute(_VALUE, pack_key(element.key, key_types)))]
+    if element.data and not change.deletes:
+        parts.append(nested(_DATA, attribute(_VALUE, pack_key(element.data, data_types))))
+    if element.comment and not change.deletes:
+        comment = _string(element.comment)
+        parts.append(attribute(_ELEMENT_USERDATA, bytes([_COMMENT, len(comment)]) + comment))
+    payload = b"".join(
+        (
+            _header(family),
+            attribute(_TABLE, _string(name)),
+            attribute(_SECOND, _string(element.set_name)),
+            nested(_ELEMENTS, nested(_ELEMENT, *parts)),
+        )
+    )
+    if change.deletes:
+        return _DELETE_ELEMENT, 0, payload
+    return _NEW_ELEMENT, NLM_F_CREATE | (NLM_F_EXCL if change.creates else 0), payload
 
 
 def _value(nested_value: bytes) -> bytes:

@@ -7,17 +7,17 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from cni_bridge.flock import acquire
+from cni_bridge.flock import lock
 
 
 @contextmanager
-def xtables_lock(patience: float) -> Iterator[None]:
-    """Hold the lock; code 11 after `patience` seconds. The kernel gives no table its own lock: whoever reads,
+def xtables_lock() -> Iterator[None]:
+    """Hold the lock; `LockBusy` while another program does. The kernel gives no table its own lock: whoever reads,
     changes and commits without this one undoes what another has committed meanwhile."""
     path = os.environ.get("XTABLES_LOCKFILE", "/run/xtables.lock")
     fd = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        acquire(fd, fcntl.LOCK_EX, patience=patience, what=path)
+        lock(fd, fcntl.LOCK_EX, what=path)
         yield
     finally:
         os.close(fd)

@@ -33,7 +33,7 @@ from ipam.api import Owner
 from ipam.codec import decode
 
 backend, *owners = json.load(sys.stdin)
-firewall = NftablesFirewall() if backend == "nftables" else IptablesFirewall(patience=10)
+firewall = NftablesFirewall() if backend == "nftables" else IptablesFirewall()
 for each in owners:
     firewall.forget(decode(Owner, each))
 """

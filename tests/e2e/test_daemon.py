@@ -401,8 +401,34 @@ def test_requests_of_one_container_do_not_mix(host: Host, first: str) -> None:
         host.assert_nothing_left()
 
 
+def test_one_that_waits_for_another_programs_lock_keeps_no_other_waiting(host: Host) -> None:
+    start(host)
+    add_containers(host, "a", "b")
+    ipam = {"type": "cni-ipam", "subnet": "10.99.0.0/24"}
+    iptables = bridge_conf(name="net2", bridge="cni1", ipMasqBackend="iptables", ipam=ipam)
+    published = {
+        **CONF,
+        "runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]},
+    }
+    holder = host.start("flock", "--no-fork", "/run/xtables.lock", "sh", "-c", "echo; exec sleep infinity", stdout=-1)
+    assert holder.stdout.readline() == b"\n"
+    with Direct(host) as waiting:
+        waiting.call("ADD", iptables, "b")
+        time.sleep(0.2)
+        began = time.monotonic()
+        for conf in (CONF, published):
+            host.plugin("ADD", conf, "a").succeeded()
+            host.plugin("DEL", conf, "a").succeeded()
+        assert time.monotonic() - began < 5, "it has ten seconds for the lock"
+        holder.kill()
+        holder.wait()
+        waiting.answer().succeeded()
+    host.plugin("DEL", iptables, "b").succeeded()
+    host.assert_nothing_left()
+
+
 def test_a_del_comes_after_the_add_whose_client_was_killed(host: Host) -> None:
-    """Although the thread that talks to the kernel is busy: with rules for which another program holds the lock."""
+    """Although another request waits meanwhile, for a lock that another program holds."""
     start(host)
     add_containers(host, "a", "b")
     ipam = {"type": "cni-ipam", "subnet": "10.99.0.0/24"}

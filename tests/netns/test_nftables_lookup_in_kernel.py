@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any
 
 import pytest
 
+from cni_bridge.cni.errors import KernelRefused
 from cni_bridge.cni.netconf import Backend
 from cni_bridge.cni.ports import Protocol
 from cni_bridge.datapath import netns
-from cni_bridge.firewall.nftables_elements import Element, declared_types, link_elements, owned_elements
+from cni_bridge.firewall.nftables_elements import Change, Element, declared_types, link_elements, owned_elements
 from cni_bridge.firewall.nftables_layout import BRIDGE, INET, TABLES, render_base, rule_comment
 from cni_bridge.firewall.nftables_lookup import Lookup
 from cni_bridge.policy import LinkPolicy, Masquerade, OpenPorts, Policy, Publication, Shield, SpoofCheck
@@ -80,7 +82,7 @@ def policy(number: int) -> Policy:
 def fill(host: Host) -> list[Element]:
     """Make the base and the elements of two policies; those."""
     made = [each for number in (2, 3) for each in (*owned_elements(policy(number)), *link_elements(policy(number))[0])]
-    nft(host, *map(render_base, TABLES.values()), *(each.add() for each in made))
+    nft(host, *map(render_base, TABLES.values()), *(str(each.add()) for each in made))
     return made
 
 
@@ -106,6 +108,47 @@ def _part(part: Any, kind: str) -> str:
     if isinstance(part, dict) and "range" in part:
         return "-".join(map(str, part["range"]))
     return f'"{part}"' if kind == "ifname" else str(part)
+
+
+def test_what_is_changed_by_netlink_is_as_nft_would_have_made_it(inside: Host) -> None:
+    made = [each for each in fill(inside) if not each.is_run]
+    before = {place: of_set(inside, *place) for place in SETS}
+    look = Lookup()
+    for few in batches([each.delete() for each in made]):
+        look.make_changes(few, "delete")
+    assert all(
+        len(of_set(inside, *place)) < len(before[place]) for place in {(each.table, each.set_name) for each in made}
+    )
+    for few in batches([each.add() for each in made]):
+        look.make_changes(few, "add")
+    assert {place: of_set(inside, *place) for place in SETS} == before
+    for each in made:
+        look.make_changes(list(replace(each, comment="somebody").replace()), "replace")
+        assert look.element_comment(each.table, each.set_name, each.key, each.types) == "somebody"
+        look.make_changes(list(each.replace()), "replace")
+    assert {place: of_set(inside, *place) for place in SETS} == before
+
+
+def test_a_change_that_the_kernel_refuses_is_named_and_none_is_made(inside: Host) -> None:
+    nft(inside, *map(render_base, TABLES.values()))
+    look = Lookup()
+    added = Element(table=INET, set_name="publish4", key="tcp . 80", data="10.88.0.2 . 81", comment="mark")
+    other = replace(added, data="10.88.0.3 . 81")
+    masqueraded = Element(table=INET, set_name="masquerade4", key="10.88.0.2", comment="mark")
+    look.make_changes([added.add()], "publish")
+    for refused in (other.add(), masqueraded.delete()):
+        place = replace(masqueraded, key="10.88.0.9")
+        with pytest.raises(KernelRefused, match=re.escape(str(refused))):
+            look.make_changes([place.add(), refused, replace(place, key="10.88.0.10").add()], "change")
+        assert of_set(inside, INET, "masquerade4") == []
+    nft(inside, f"delete table {INET}")
+    with pytest.raises(KernelRefused, match=r"masquerade4.*no such file"):
+        look.make_changes([masqueraded.add()], "masquerade")
+    assert look.generation()  # the answers of what was refused are not taken for this one's
+
+
+def batches(changes: list[Change]) -> list[list[Change]]:
+    return [changes[start : start + 50] for start in range(0, len(changes), 50)]
 
 
 SETS = [(table.name, name) for table in TABLES.values() for name in table.sets]

@@ -16,11 +16,11 @@ from uuid import uuid4
 
 from cni_bridge.cni.netconf import Backend
 from cni_bridge.cni.ports import Protocol
-from cni_bridge.datapath import netns, sysctl
+from cni_bridge.datapath import netns
 from cni_bridge.datapath.netlink import Netlink
 from cni_bridge.datapath.netns import Netns
-from cni_bridge.firewall.libnftables import Nftables
 from cni_bridge.firewall.nftables_elements import Element, owned_elements
+from cni_bridge.firewall.nftables_lookup import Lookup
 from cni_bridge.policy import Masquerade, Policy, Publication, Shield
 from cni_bridge.tag import container_mac, host_ifname, host_mac, owner_tag
 from ipam.api import Owner, Route
@@ -71,8 +71,7 @@ class Limit:
             self._database.execute(statement)
         with inside(host):
             self._netlink = Netlink()
-            self._nft = Nftables()
-            self._nft.run("list tables")  # the first command is what decides where the others go
+            self._nftables = Lookup()
         bridge = self._netlink.link(bridge_name(network.number))
         assert bridge is not None
         self._bridge = bridge
@@ -80,32 +79,33 @@ class Limit:
     def close(self) -> None:
         """Close what was opened; the rest goes with the host."""
         self._netlink.close()
+        self._nftables.close()
         self._database.close()
 
     def add(self) -> float:
         """Milliseconds of one attachment."""
         self._attached = attached = self._next()
-        commands = "\n".join(each.add() for each in attached.elements)
+        changes = [each.add_new() for each in attached.elements]
         row = ("limit", attached.address.ip.packed, attached.owner.container_id)
         began = time.perf_counter()
         self._database.execute("INSERT INTO addresses VALUES (?, ?, ?)", row)
         self._link(attached)
-        self._nft.run(commands)
+        self._nftables.make_changes(changes, "change elements")
         return (time.perf_counter() - began) * 1000
 
     def delete(self) -> float:
         """Milliseconds of taking it away again."""
         assert self._attached is not None
         attached, self._attached = self._attached, None
-        commands = "\n".join(each.delete() for each in attached.elements)
+        changes = [each.delete() for each in attached.elements]
         began = time.perf_counter()
         self._netlink.delete_link(host_ifname(attached.owner))
-        self._nft.run(commands)
+        self._nftables.make_changes(changes, "change elements")
         self._database.execute("DELETE FROM addresses WHERE address = ?", (attached.address.ip.packed,))
         return (time.perf_counter() - began) * 1000
 
     def _link(self, attached: _Attached) -> None:
-        """Make the link as `Datapath.attach` does."""
+        """Make the link as `Joining` does."""
         owner, host = attached.owner, self._netlink
         mac = container_mac(owner)
         fd = os.open(self._netns, os.O_RDONLY | os.O_CLOEXEC)
@@ -128,12 +128,11 @@ class Limit:
     def _configure(self, target: Netns, address: IPv4Interface, mac: str) -> None:
         with netns.entered(target):
             there = Netlink()
-            sysctl.write(f"ipv4/conf/{_IFNAME}/arp_notify", "1")
         try:
             link = there.link(_IFNAME)
             assert link is not None
             there.add_address(link.index, address, dad=False)
-            there.set_up(link.index)
+            there.set_arp_notify(link.index, up=True)
             there.append_route(link.index, Route(dst=IPv4Network("0.0.0.0/0"), gw=self._subnet.network_address + 1))
             there.set_link(link.index, mac=mac)  # announces the address
         finally:

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import json
 import sys
+import time
+from collections.abc import Callable
+from functools import partial
 
-from cni_bridge.cni.errors import CniError
+from cni_bridge.cni.errors import CniError, LockBusy
 from cni_bridge.firewall.api import Firewall
 from cni_bridge.firewall.iptables import IptablesFirewall
 from cni_bridge.firewall.nftables import NftablesFirewall
@@ -22,14 +25,25 @@ from ipam.codec import Json, decode
 def main() -> None:
     asked = json.load(sys.stdin)
     nftables = asked["backend"] == "nftables"
-    firewall: Firewall = NftablesFirewall() if nftables else IptablesFirewall(patience=asked["patience"])
+    firewall: Firewall = NftablesFirewall() if nftables else IptablesFirewall()
     answers: list[Json] = []
     try:
         for method, argument in asked["calls"]:
-            answers.append(_call(firewall, method, argument))
+            answers.append(_patiently(partial(_call, firewall, method, argument), asked["patience"]))
     except CniError as error:
         answers.append({"code": int(error.code), "msg": error.msg})
     json.dump(answers, sys.stdout)
+
+
+def _patiently(call: Callable[[], Json], patience: float) -> Json:
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            return call()
+        except LockBusy:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
 
 
 def _call(firewall: Firewall, method: str, argument: Json) -> Json:

@@ -15,7 +15,7 @@ import pytest
 from cni_bridge.audit import Adopt, Problem, Repair, TakeBack, Withhold, compare
 from cni_bridge.cni.netconf import Backend, parse_netconf
 from cni_bridge.datapath.survey import LiveAddress
-from cni_bridge.plan import Attachment, plan
+from cni_bridge.plan import Attachment, plan, plan_links
 from ipam.api import Allocation, Lease, NetnsRef, Owner, Reservation, ReservedFor
 from ipam.clock import Moment
 from ipam.ranges import build_range
@@ -69,16 +69,17 @@ def attached(*addresses: str, of: Owner | None = None, ipam: str = "cni-ipam", o
     `own`: the plugin of that type was ours.
     """
     of = of or owner("a")
+    conf = parse_netconf(request(ipam={"type": ipam}))
     return plan(
-        parse_netconf(request(ipam={"type": ipam})),
+        conf,
         of,
         HERE,
+        plan_links(conf, of, backend=Backend.NFTABLES, uplink_mtu=1500),
         Allocation(leases=tuple(lease(each, of) for each in addresses)) if addresses else None,
         request="digest",
         own_ipam=own,
         configured_gateways=None,
         backend=Backend.NFTABLES,
-        uplink_mtu=1500,
     )
 
 

@@ -132,6 +132,8 @@ def _changes(call: ast.Call, receiver: str, name: str, imported: dict[str, str])
         case (("_socket" | ""), "ask") if receiver or imported.get("ask", "").endswith("netlink_messages.ask"):
             kind, flags = map(ast.unparse, call.args[0 if receiver else 1 :][:2])
             return not _READING.match(kind) and flags != "NLM_F_DUMP"
+        case "_socket", "transact":
+            return True
         case "_ip", _:
             return not name.startswith("get_")
         case _, "commit":

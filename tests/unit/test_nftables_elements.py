@@ -51,13 +51,14 @@ def owned(**parts: Any) -> list[str]:
 
 def test_commands() -> None:
     member = Element(table="inet t", set_name="s", key='1.2.3.4 . "eth0"', comment="mark net/c/eth0")
-    assert member.add() == 'add element inet t s { 1.2.3.4 . "eth0" comment "mark net/c/eth0" }'
-    assert member.delete() == 'delete element inet t s { 1.2.3.4 . "eth0" }'
-    assert list(member.replace()) == ['add element inet t s { 1.2.3.4 . "eth0" }', member.delete(), member.add()]
+    added, deleted = str(member.add()), str(member.delete())
+    assert added == 'add element inet t s { 1.2.3.4 . "eth0" comment "mark net/c/eth0" }'
+    assert deleted == 'delete element inet t s { 1.2.3.4 . "eth0" }'
+    assert [*map(str, member.replace())] == ['add element inet t s { 1.2.3.4 . "eth0" }', deleted, added]
     entry = replace(member, key="tcp . 80", data="1.2.3.4 . 80")
-    assert entry.add() == 'add element inet t s { tcp . 80 comment "mark net/c/eth0" : 1.2.3.4 . 80 }'
-    assert entry.delete() == "delete element inet t s { tcp . 80 }"
-    assert next(entry.replace()) == "add element inet t s { tcp . 80 : 1.2.3.4 . 80 }"
+    assert str(entry.add()) == 'add element inet t s { tcp . 80 comment "mark net/c/eth0" : 1.2.3.4 . 80 }'
+    assert str(entry.delete()) == "delete element inet t s { tcp . 80 }"
+    assert str(next(entry.replace())) == "add element inet t s { tcp . 80 : 1.2.3.4 . 80 }"
 
 
 def test_nothing() -> None:

@@ -12,7 +12,7 @@ from cni_bridge.cni.errors import Code
 from cni_bridge.cni.netconf import Backend, NetConf, parse_netconf
 from cni_bridge.cni.ports import Protocol
 from cni_bridge.cni.result import InterfaceEntry
-from cni_bridge.plan import Attachment, Made, build_result, plan
+from cni_bridge.plan import Attachment, Made, build_result, plan, plan_links
 from cni_bridge.policy import (
     LinkPolicy,
     Masquerade,
@@ -66,12 +66,12 @@ def attach(
         conf,
         OWNER,
         NETNS,
+        plan_links(conf, OWNER, backend=backend, uplink_mtu=1450),
         given,
         request="digest",
         own_ipam=True,
         configured_gateways=configured,
         backend=backend,
-        uplink_mtu=1450,
     )
 
 

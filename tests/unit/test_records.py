@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from ipaddress import ip_address, ip_interface, ip_network
@@ -311,3 +312,35 @@ def test_a_missing_directory_is_not_writable(records: Records[Attachment], tmp_p
     assert error.code == Code.IO_FAILURE
     assert str(tmp_path / "attachments") in error.msg
     Records(tmp_path, Attachment).require_writable()
+
+
+@pytest.mark.parametrize("container", ["c", "c" * 250])
+def test_what_was_announced_is_known_until_there_is_a_record(
+    records: Records[Attachment], tmp_path: Path, container: str
+) -> None:
+    owner = replace(OWNER, container_id=container)
+    assert records.announced(owner) is None
+    records.announce(owner, "host-local")
+    assert (records.announced(owner), records.drafts(owner.network), records.read(owner)) == (
+        "host-local",
+        [owner],
+        None,
+    )
+    assert records.is_empty(owner.network)
+    records.write(replace(ATTACHMENT, owner=owner))
+    assert (records.announced(owner), records.drafts(owner.network)) == (None, [])
+    records.announce(owner, "")
+    records.remove(owner)
+    assert (records.announced(owner), files(tmp_path)) == (None, [])
+
+
+def test_a_folder_that_others_take_away_is_made_again(records: Records[Attachment], tmp_path: Path) -> None:
+    def come_and_go(number: int) -> None:
+        owner = replace(OWNER, container_id=f"c{number}")
+        for _ in range(200):
+            records.write(replace(ATTACHMENT, owner=owner))
+            records.remove(owner)
+
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(come_and_go, range(4)))
+    assert files(tmp_path) == []
