@@ -22,6 +22,7 @@ from cni_bridge.cni.request import Request
 from cni_bridge.datapath.host import Datapath
 from cni_bridge.datapath.links import Links
 from cni_bridge.firewall.api import Firewall
+from cni_bridge.flock import is_free
 from cni_bridge.locks import SharedLock
 from cni_bridge.plan import Attachment
 from cni_bridge.records import Records
@@ -93,16 +94,19 @@ class Runtime:
 
         A request that has waited for a lock in vain does not wait for it again: it has other work to do.
         """
-        deadline, pause = time.monotonic() + self.patience, _SHORTEST_PAUSE
+        deadline, pause = 0.0, _SHORTEST_PAUSE
         while True:
             try:
                 return await attempt()
             except LockBusy as error:
-                if error.what in waiting.in_vain() or time.monotonic() > deadline:
-                    waiting.in_vain().add(error.what)
+                deadline = deadline or time.monotonic() + self.patience  # what came before was no waiting
+                if error.path in waiting.in_vain() or time.monotonic() > deadline:
+                    waiting.in_vain().add(error.path)
                     raise
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, _LONGEST_PAUSE)
+                path, operation = error.path, error.operation
+            while not is_free(path, operation) and time.monotonic() < deadline:
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, _LONGEST_PAUSE)
 
     async def _in_kernel_thread(self, function: Callable[[], T]) -> T:
         work = partial(copy_context().run, function)  # for its trace and its log

@@ -35,7 +35,7 @@ from ipam.api import Ipam
 from ipam.settings import Settings
 
 _CHAINED = (Plugin.PORTMAP, Plugin.FIREWALL, Plugin.BANDWIDTH, Plugin.TUNING)
-_PATIENCE = 10.0  # seconds, for a lock that other programs hold; a request has other work to do
+_SHARE_FOR_LOCKS = 0.75  # of a request's time, for one that other programs hold: forty may come at once
 
 
 class OwnIpam:
@@ -128,7 +128,7 @@ def runtime(settings: Settings, own_ipam: IpamSource | None = None) -> Iterator[
                 ports_lock=SharedLock(records.with_name("chained"), "host ports are", patience=settings.patience),
                 delete_links=deleter.delete,
                 kernel_thread=kernel_thread,
-                patience=min(_PATIENCE, settings.patience),
+                patience=_SHARE_FOR_LOCKS * settings.request_timeout,
             )
         finally:
             kernel_thread.submit(sockets.close).result()

@@ -45,11 +45,12 @@ class CniError(Exception):
 
 
 class LockBusy(CniError):
-    """Another program holds the lock `what`; whoever can wait tries again."""
+    """Another program holds the lock on the file `path`; whoever can wait tries again. `operation`: as in flock(2)."""
 
-    def __init__(self, what: str) -> None:
-        super().__init__(Code.TRY_AGAIN_LATER, f"{what} is held by another program; try again")
-        self.what = what
+    def __init__(self, path: str, operation: int) -> None:
+        super().__init__(Code.TRY_AGAIN_LATER, f"{path} is locked by another program; try again")
+        self.path = path
+        self.operation = operation
 
 
 class InvalidConfig(CniError):

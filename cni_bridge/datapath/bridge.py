@@ -30,7 +30,7 @@ def bridges_locked(directory: Path, *, alone: bool) -> Iterator[None]:
     """
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        lock(fd, fcntl.LOCK_EX if alone else fcntl.LOCK_SH, what=f"the lock on {directory}")
+        lock(fd, fcntl.LOCK_EX if alone else fcntl.LOCK_SH, path=str(directory))
         yield
     finally:
         os.close(fd)

@@ -17,7 +17,7 @@ def xtables_lock() -> Iterator[None]:
     path = os.environ.get("XTABLES_LOCKFILE", "/run/xtables.lock")
     fd = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        lock(fd, fcntl.LOCK_EX, what=path)
+        lock(fd, fcntl.LOCK_EX, path=path)
         yield
     finally:
         os.close(fd)
