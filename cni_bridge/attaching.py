@@ -30,7 +30,7 @@ class Attaching:
     some are published. `close` it in the end.
     """
 
-    attachment: Attachment  # as it is made, once it is complete
+    attachment: Attachment  # as it is made, once it is recorded
     is_held = False  # whether its rules are made
 
     def __init__(
@@ -50,6 +50,7 @@ class Attaching:
         self._target = target
         self._recorded = recorded
         self._undo = undo
+        self._written: Attachment | None = None
         self._joining = rt.datapath.joining(
             target,
             push_undo=lambda effect: undo.push(partial(rt.on_host, effect)),
@@ -65,19 +66,25 @@ class Attaching:
         self._joining.connect(self._specs)
         return is_to_be_restored(self._rt)
 
-    def complete(self, allocation: Allocation) -> Made:
-        """Make the rest of the links; the rules too, if the links are ready and no lock may have to be waited for."""
+    def record(self, allocation: Allocation) -> None:
+        """Plan the attachment with these addresses, and write it down, before anything of it but the veth is made."""
         rt, recorded = self._rt, self._recorded
         attachment = self._plan(allocation)
         require_own_addresses(rt, publications_of(attachment.policies))
-        former: tuple[Interface, ...] = ()
         self._written = attachment
         if recorded is not None:
-            former, attachment = recorded.container.addresses, replace(attachment, changed=recorded.changed)
+            attachment = replace(attachment, changed=recorded.changed)
             either = tuple(dict.fromkeys((*attachment.policies, *recorded.policies)))
             self._written = replace(attachment, policies=either)
         rt.records.write(self._written)
-        made = self._joining.configure(attachment, former)
+        self.attachment = attachment
+
+    def complete(self, allocation: Allocation) -> Made:
+        """Make the rest of the links; the rules too, if the links are ready and no lock may have to be waited for."""
+        if self._written is None:
+            self.record(allocation)
+        attachment, recorded = self.attachment, self._recorded
+        made = self._joining.configure(attachment, recorded.container.addresses if recorded is not None else ())
         if made.changed:
             attachment = replace(attachment, changed=attachment.changed + made.changed)
         self.attachment = attachment

@@ -68,10 +68,14 @@ async def add(rt: Runtime, request: Request) -> Result:
                     rt.records.announce(request.owner, conf.ipam_type)
                 undo.push(partial(release, rt, request, conf.ipam_type, request.owner))
                 with closing(Attaching(rt, request, conf, addresses, target, recorded, undo)) as attaching:
-                    # The veth is made while the addresses are being chosen: neither needs the other.
-                    allocation, flushed = await both(
-                        _allocate(rt, request, conf, ipam, wanted, recorded), rt.on_host(attaching.connect)
-                    )
+                    asking = _allocate(rt, request, conf, ipam, wanted, recorded)
+                    if conf.ipam_type and rt.find_ipam(request, conf.ipam_type).executes:
+                        # It would go on by itself if this process were killed, and come after whoever repeats this.
+                        allocation = await asking
+                        await rt.on_host(attaching.record, allocation)
+                        flushed = await rt.on_host(attaching.connect)
+                    else:  # the veth is made while the addresses are being chosen: neither needs the other
+                        allocation, flushed = await both(asking, rt.on_host(attaching.connect))
                     if flushed:
                         await restore_if_flushed(rt)
                     made = await rt.with_rules(partial(attaching.complete, allocation), ports=bool(conf.ports))

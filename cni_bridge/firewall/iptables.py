@@ -137,8 +137,8 @@ class IptablesFirewall:
 
     def _look(self, question: Callable[[], list[str]], purpose: str) -> list[str]:
         _load()
-        effects.ask(purpose)
         try:
+            effects.ask(purpose)
             return run_apart(question)
         except ChildFailed as error:
             raise FirewallFailed(f"iptables: cannot {purpose}: {error}") from None
