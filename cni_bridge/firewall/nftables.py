@@ -281,7 +281,7 @@ class NftablesFirewall:
         if policy.link is not None and _place(policy) not in self._lasting_links(state):
             return False
         changes = [each.add_new() for each in owned_elements(policy)]
-        if not _is_plain(changes) or not {each.element.table for each in changes} <= known.tables:
+        if not _are_few(changes) or not {each.element.table for each in changes} <= known.tables:
             return False
         created = {(each.element.set_name, each.element.key) for each in changes}
         traces = [each for address in _addresses(policy) for each in _traces_of(address)]
@@ -334,7 +334,7 @@ class NftablesFirewall:
             return
         changes = [each for each in commands if isinstance(each, Change)]
         try:
-            if len(changes) == len(commands) and _is_plain(changes):
+            if len(changes) == len(commands) and _are_few(changes):
                 self._change(changes, purpose, before)
                 return
             effects.change(purpose)
@@ -406,9 +406,9 @@ class _Known:
         self.listed.clear()
 
 
-def _is_plain(changes: Sequence[Change]) -> bool:
-    """Whether the changes are few enough for one message to the kernel, and of single elements."""
-    return 0 < len(changes) <= _FEW_CHANGES and not any(each.element.is_run for each in changes)
+def _are_few(changes: Sequence[Change]) -> bool:
+    """Whether there are changes, and few enough for one message to the kernel."""
+    return 0 < len(changes) <= _FEW_CHANGES
 
 
 def _place(policy: Policy) -> tuple[str, LinkPolicy]:

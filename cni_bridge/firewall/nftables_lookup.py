@@ -162,6 +162,8 @@ def render_change(change: Change) -> tuple[int, int, bytes]:
     element, (family, name) = change.element, change.element.table.split()
     key_types, data_types = declared_types(element.table, element.set_name)
     parts = [nested(_KEY, attribute(_VALUE, pack_key(element.key, key_types)))]
+    if element.is_run:
+        parts.append(nested(_KEY_END, attribute(_VALUE, pack_key(_end_of_range(element.key), key_types))))
     if element.data and not change.deletes:
         parts.append(nested(_DATA, attribute(_VALUE, pack_key(element.data, data_types))))
     if element.comment and not change.deletes:
@@ -188,6 +190,11 @@ def _range(first: str, last: str) -> str:
     """A key of an interval set: the parts that differ as ranges."""
     pairs = zip(first.split(" . "), last.split(" . "), strict=True)
     return " . ".join(one if one == other else f"{one}-{other}" for one, other in pairs)
+
+
+def _end_of_range(key: str) -> str:
+    """The last of the keys that a key of an interval set stands for."""
+    return " . ".join(part.rpartition("-")[2] if part[0].isdigit() else part for part in key.split(" . "))
 
 
 def unpack(value: bytes, types: list[str]) -> str:
