@@ -20,7 +20,7 @@ class Trace:
 
     def __str__(self) -> str:
         total = time.perf_counter() - self.began
-        spent = {**self.steps, "rest": total - self._covered()}
+        spent = {**self.steps, "rest": total - self.covered()}
         times = ", ".join(f"{name} {seconds * 1000:.2f}" for name, seconds in spent.items())
         counted = ", ".join(f"{number} {what}" for what, number in sorted(self.counts.items()))
         return f"{total * 1000:.2f} ms: {times}; {counted or 'nothing asked'}"
@@ -30,7 +30,7 @@ class Trace:
         self.steps[name] = self.steps.get(name, 0.0) + ended - began
         self.spans.append((began, ended))
 
-    def _covered(self) -> float:
+    def covered(self) -> float:
         """The seconds in which there was a step, or several beside each other."""
         covered, until = 0.0, self.began
         for began, ended in sorted(self.spans):

@@ -44,3 +44,15 @@ def test_a_step_that_fails_is_counted() -> None:
             return tracing
 
     assert asyncio.run(work()).steps.keys() == {"ipam"}
+
+
+def test_steps_beside_each_other_cover_their_time_once() -> None:
+    tracing = trace.Trace(began=0.0)
+    for name, began, ended in (("links", 0.2, 0.6), ("ipam", 0.1, 0.5), ("rules", 0.7, 0.8), ("links", 0.72, 0.75)):
+        tracing.add(name, began, ended)
+    assert {name: round(seconds, 6) for name, seconds in tracing.steps.items()} == {
+        "links": 0.43,
+        "ipam": 0.4,
+        "rules": 0.1,
+    }
+    assert round(tracing.covered(), 6) == 0.6
