@@ -40,6 +40,8 @@ def kind_of(what: str, file: str, function: str) -> str:
     match Path(file).stem, function:
         case ("database", _) | ("store", "_prepare"):
             return "sqlite"
+        case "nftables", "_change":
+            return "told"  # the question that follows is what fails
         case (("nftables" | "libnftables"), _):
             return "nftables"
         case "iptables", _:
@@ -47,7 +49,7 @@ def kind_of(what: str, file: str, function: str) -> str:
         case "netlink", ("change_tc" | "add_vlan" | "delete_vlan"):
             return "pyroute2"
         case (("netlink" | "conntrack"), _):
-            return "told"  # the question that follows is what fails
+            return "told"  # likewise
         case "netlink_messages", _:
             return "look" if what.startswith(("read ", "list ", "look ")) else "netlink"
         case (("forward_accept" | "ipam_exec"), _):
