@@ -56,7 +56,7 @@ def ensure_bridge(netlink: Netlink, link: Link | None, spec: BridgeSpec, changed
         _turn_on_vlan_filtering(netlink, link)
     if spec.nf_call and not link.nf_call:
         changed.append(f"turned on nf_call_iptables and nf_call_ip6tables of {spec.name}")
-        netlink.set_nf_call(link)
+        netlink.set_nf_call(link, on=True)
     return link
 
 
@@ -67,6 +67,9 @@ def restore_bridge(netlink: Netlink, before: Link) -> None:
     netlink.set_link(before.index, mtu=before.mtu)
     netlink.set_up(before.index, up=before.up)
     netlink.set_promisc(before, on=before.promisc)
+    now = netlink.link_at(before.index)
+    if now is not None and now.nf_call and not before.nf_call:
+        netlink.set_nf_call(before, on=False)
 
 
 def _make_bridge(netlink: Netlink, spec: BridgeSpec) -> Link:

@@ -157,14 +157,14 @@ def port_info(*, hairpin: bool, isolated: bool) -> bytes:
     return nested(_IFLA_LINKINFO, attribute(_INFO_SLAVE_KIND, b"bridge"), nested(_INFO_SLAVE_DATA, *flags))
 
 
-def bridge_info(*, vlan_filtering: bool = False, nf_call: bool = False) -> bytes:
-    """The attribute with what a bridge is to turn on."""
+def bridge_info(*, vlan_filtering: bool | None = None, nf_call: bool | None = None) -> bytes:
+    """The attribute with what a bridge is to be set to; None leaves it as it is."""
     wanted = {
         _BR_VLAN_FILTERING: vlan_filtering,
         _BR_NF_CALL_IPTABLES: nf_call,
         _BR_NF_CALL_IP6TABLES: nf_call,
     }
-    data = nested(_INFO_DATA, *(attribute(kind, b"\1") for kind, on in wanted.items() if on))
+    data = nested(_INFO_DATA, *(attribute(kind, bytes([on])) for kind, on in wanted.items() if on is not None))
     return nested(_IFLA_LINKINFO, attribute(_INFO_KIND, b"bridge"), data)
 
 

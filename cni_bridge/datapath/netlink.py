@@ -219,10 +219,10 @@ class Netlink:
         wanted = link_request(index=link.index, info=messages.bridge_info(vlan_filtering=True))
         self._ask(_RTM_NEWLINK, NLM_F_ACK, wanted, f"turn on VLAN filtering of {link.name}")
 
-    def set_nf_call(self, link: Link) -> None:
-        """Have what the bridge forwards pass the hooks of iptables, whatever the namespace's setting is."""
-        wanted = link_request(index=link.index, info=messages.bridge_info(nf_call=True))
-        self._ask(_RTM_NEWLINK, NLM_F_ACK, wanted, f"turn on nf_call_iptables of {link.name}")
+    def set_nf_call(self, link: Link, *, on: bool) -> None:
+        """Have what the bridge forwards pass the hooks of iptables whatever the namespace's setting is, or by that."""
+        wanted = link_request(index=link.index, info=messages.bridge_info(nf_call=on))
+        self._ask(_RTM_NEWLINK, NLM_F_ACK, wanted, f"set nf_call_iptables of {link.name} to {int(on)}")
 
     def set_port(self, index: int, *, hairpin: bool, isolated: bool) -> None:
         """Set the flags of a bridge port."""

@@ -249,6 +249,24 @@ def test_iptables_keeps_containers_apart_when_bridged_frames_no_longer_pass_it_b
     detach_all(host, dict.fromkeys("abc", own))
 
 
+def test_a_failed_add_has_the_bridge_pass_iptables_no_longer(xtables_host: Host) -> None:
+    host = xtables_host
+    for each in ("iptables", "ip6tables"):
+        host.sysctl(f"net.bridge.bridge-nf-call-{each}", "1")
+    host.add_netns("a")
+    host.shell("ip link add cni0 type bridge; ip link set cni0 up")
+    looked = "ip -d link show cni0 | grep -o 'nf_call_ip[6]*tables [01]'"
+    before = host.shell(looked)
+    assert "nf_call_iptables 0" in before
+    route = {"dst": "10.1.0.0/16", "gw": "203.0.113.1"}
+    failing = conf(icc=False, ipam={**DUAL_STACK, "routes": [route]})
+    assert host.plugin("ADD", failing, "a").code == 105
+    assert host.shell(looked) == before
+    host.plugin("ADD", conf(icc=False), "a").succeeded()
+    assert host.shell(looked) == before.replace(" 0", " 1")
+    detach_all(host, {"a": conf(icc=False)})
+
+
 def test_iptables_names_who_has_a_port(xtables_host: Host) -> None:
     host, held = xtables_host, conf(*EVERY_KIND)
     attach(host, held, "holder-of-it")
