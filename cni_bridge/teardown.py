@@ -46,7 +46,7 @@ async def detach(rt: Runtime, request: Request, attachment: Attachment, failures
 
 
 async def remove_links(rt: Runtime, attachment: Attachment) -> None:
-    """Remove the attachment's links. It takes the kernel's grace period; no lock that others need is held for it."""
+    """Remove the attachment's links, which takes the kernel's grace period."""
     with step("links"):
         await rt.delete_links(links_of(attachment))
 

@@ -32,7 +32,7 @@ class Joining:
     """Joins the namespace `target` to a bridge; each effect's undo is pushed before it.
 
     `gateways_of_others` tells which addresses of a bridge have to stay when this attachment is undone; bridges are
-    locked at `lock_dir`. Everything runs in the thread of the sockets; `close` it there.
+    locked at `lock_dir`. Everything but `close` runs in the thread of the sockets.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Joining:
         self._gateway: GatewaySpec | None = None
 
     def close(self) -> None:
-        """Close what was opened; what was made stays."""
+        """Close what was opened, in any thread, once nothing of it runs; what was made stays."""
         self._resources.close()
 
     def connect(self, links: LinkSpecs) -> None:

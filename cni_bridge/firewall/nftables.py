@@ -1,7 +1,7 @@
 """The nftables backend: fixed rules over sets and maps, to which each attachment adds elements (`nftables_layout`).
 
-Every element's comment is its owner's tag, or its network's for what holds for a link. The base is declared in every
-transaction, so a flush is repaired by the next attachment.
+Every element's comment is its owner's tag, or its network's for what holds for a link. The base is looked at whenever
+somebody else may have changed rules, and declared where it is not whole, so a flush is repaired by the next attachment.
 """
 
 from __future__ import annotations
