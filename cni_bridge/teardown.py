@@ -64,8 +64,8 @@ def _remove_rules(rt: Runtime, attachment: Attachment) -> None:
         end_stale_connections(attachment.policies)
 
 
-async def tear_down_unrecorded(rt: Runtime, request: Request) -> bool:
-    """Remove what the owner may have without a record; whether there was something.
+async def tear_down_unrecorded(rt: Runtime, request: Request) -> None:
+    """Remove what the owner may have without a record.
 
     Mostly there is nothing, for runtimes repeat DEL. Only where a lease or a link shows that there was something, the
     rules are searched for the owner's mark.
@@ -78,7 +78,6 @@ async def tear_down_unrecorded(rt: Runtime, request: Request) -> bool:
     for firewall in rt.firewalls.values() if held or linked else ():
         await failures.collect(rt.on_host(firewall.forget, owner))
     failures.raise_any(f"removal of {owner}, of which there is no record")
-    return bool(held or linked)
 
 
 async def _held(rt: Runtime, request: Request) -> tuple[Lease, ...]:

@@ -193,9 +193,11 @@ async def _earlier_attachment(rt: Runtime, request: Request, target: netns.Netns
     if same and recorded.allocation is not None:
         return recorded
     log.info("%s was attached otherwise, or not to the end: attaching it anew", request.owner)
-    await tear_down(rt, recorded)
-    if recorded.ipam_type and not rt.find_ipam(request, recorded.ipam_type).own:
-        await release(rt, request, recorded.ipam_type, request.owner)  # our own gives the same address again
+    async with rt.rules_lock.held(alone=False):  # nobody makes rules anew from the record until it is gone
+        await tear_down(rt, recorded)
+        if recorded.ipam_type and not rt.find_ipam(request, recorded.ipam_type).own:
+            await release(rt, request, recorded.ipam_type, request.owner)  # our own gives the same address again
+        rt.records.remove(request.owner)
     return None
 
 
