@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 from cni_bridge.beside import both
 from cni_bridge.cni.errors import CniError
@@ -41,8 +42,17 @@ async def detach(rt: Runtime, request: Request, attachment: Attachment, failures
             await failures.collect(release(rt, request, attachment.ipam_type, attachment.owner))
 
     await both(failures.collect(remove_links(rt, attachment)), rest())
-    if not attachment.own_ipam:
+    if attachment.ipam_type and not attachment.own_ipam:
+        _forget_allocation(rt, attachment)
         await failures.collect(release(rt, request, attachment.ipam_type, attachment.owner))
+
+
+def _forget_allocation(rt: Runtime, attachment: Attachment) -> None:
+    """Have an ADD that finds the record ask for addresses anew: those of the record may be somebody else's by then."""
+    try:
+        rt.records.write(replace(attachment, allocation=None))
+    except CniError as error:  # the file system is full, which must not keep DEL from its work
+        log.warning("going on without a change of the record: %s", error.msg)
 
 
 async def remove_links(rt: Runtime, attachment: Attachment) -> None:
