@@ -27,7 +27,7 @@ from ipam.codec import decode, encode
 log = logging.getLogger(__name__)
 
 FORMAT = 1
-_ATTEMPTS = 8  # at making a folder that others take away
+_ATTEMPTS = 100  # at making a folder that others take away
 
 
 class Owned(Protocol):
@@ -187,7 +187,8 @@ def _fill(draft: Path, text: bytes) -> None:
             fd = os.open(draft, flags, 0o600)
             break
         except FileNotFoundError:
-            draft.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with suppress(FileExistsError):  # which mkdir says of one that is gone when it looks again
+                draft.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     else:
         fd = os.open(draft, flags, 0o600)
     try:
