@@ -71,7 +71,7 @@ def compare(
     owners = {
         lease.address.ip: lease.owner
         for attachment in attachments
-        if attachment.allocation is not None and attachment.own_ipam
+        if attachment.own_ipam
         for lease in attachment.allocation.leases
     }
     yield from _outlived(entries, live, lives, boot_id)

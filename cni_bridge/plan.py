@@ -106,15 +106,14 @@ class Made:
 class Attachment:
     """The desired state of one attachment: what ADD makes, CHECK compares and DEL removes.
 
-    `request` is the digest of what was asked for, `allocation` what IPAM answered, None until it has; `own_ipam`: it
-    was this project's, under whatever name; `waiting` are publications that another attachment of the same container
-    serves as long as it is there; `changed` tells what ADD changed on the host beside the attachment's own links and
-    rules.
+    `request` is the digest of what was asked for, `allocation` what IPAM answered; `own_ipam`: it was this project's,
+    under whatever name; `waiting` are publications that another attachment of the same container serves as long as it
+    is there; `changed` tells what ADD changed on the host beside the attachment's own links and rules.
     """
 
     owner: Owner
     request: str
-    allocation: Allocation | None
+    allocation: Allocation
     netns: NetnsRef
     ipam_type: str
     own_ipam: bool
@@ -183,7 +182,7 @@ def plan(
     owner: Owner,
     netns: NetnsRef,
     links: LinkSpecs,
-    allocation: Allocation | None,
+    allocation: Allocation,
     *,
     request: str,
     own_ipam: bool,
@@ -228,7 +227,7 @@ def plan(
 def build_result(conf: NetConf, attachment: Attachment, made: Made, netns: str) -> Result:
     """The result of ADD; `netns` is the path as the runtime wrote it."""
     bridge, port, container, gateway = attachment.bridge, attachment.port, attachment.container, attachment.gateway
-    allocation = attachment.allocation or Allocation(leases=())
+    allocation = attachment.allocation
     gateways = tuple(_gateways(allocation)) if conf.is_gateway else ()
     own_link = (InterfaceEntry(name=gateway.link, mac=made.gateway_mac),) if gateway and gateway.vlan else ()
     result = Result(

@@ -1,8 +1,8 @@
 """The desired state of each attachment, one file each: written before ADD makes addresses and rules, removed after the
 last effect of DEL, so that everything can be undone by whoever knows no more than the owner.
 
-The veth and the lease, which may be there before it, are announced, and found by the owner's name. Records live in the
-run directory: what they describe (links, rules) does not survive a reboot either.
+The veth and the lease, which may be there before and after it, are found by the owner's name, which the record's draft
+tells. Records live in the run directory: what they describe (links, rules) does not survive a reboot either.
 """
 
 from __future__ import annotations
@@ -70,8 +70,21 @@ class Records(Generic[R]):
             draft.unlink(missing_ok=True)
             raise CniError(Code.IO_FAILURE, f"cannot write attachment record {path}: {error.strerror}") from None
 
+    def retire(self, owner: Owner) -> None:
+        """Have the record be a draft again, from which nobody makes anything; that there is none is success.
+
+        It goes before the addresses that it names do: they may be another owner's at once.
+        """
+        path = self._path(owner)
+        try:
+            effects.change("retire a record")
+            with suppress(FileNotFoundError):
+                path.rename(_draft_of(path))
+        except OSError as error:
+            raise CniError(Code.IO_FAILURE, f"cannot retire attachment record {path}: {error.strerror}") from None
+
     def announced(self, owner: Owner) -> str | None:
-        """The IPAM plugin that an ADD named which was killed before it wrote a record; None if there is none such."""
+        """The IPAM plugin that the owner's draft names, if there is one without a record: a request was killed."""
         announcement = _read_announcement(_draft_of(self._path(owner)))
         return announcement[1] if announcement is not None else None
 
@@ -200,9 +213,10 @@ def _fill(draft: Path, text: bytes) -> None:
 
 
 def _read_announcement(draft: Path) -> tuple[Owner, str] | None:
-    """Owner and IPAM plugin; None if there is no such draft, or it is not an announcement."""
+    """Owner and IPAM plugin; None if there is no such draft, or it is a record's that was not written to its end."""
     try:
         document = json.loads(draft.read_bytes())
+        document = document.get("attachment", document)
         return decode(Owner, document["owner"]), str(document["ipam_type"])
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None

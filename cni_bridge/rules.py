@@ -7,7 +7,7 @@ from functools import partial
 
 from cni_bridge.cni.errors import CniError, LockBusy
 from cni_bridge.failures import Failures
-from cni_bridge.policy import Policy
+from cni_bridge.policy import Policy, publications_of
 from cni_bridge.publishing import let_loopback_out, missing_loopback
 from cni_bridge.runtime import Runtime
 
@@ -15,12 +15,14 @@ from cni_bridge.runtime import Runtime
 def change_rules(rt: Runtime, former: Sequence[Policy], wanted: Sequence[Policy]) -> None:
     """Replace the former rules: the wanted ones hold throughout, even where a former one had the same element.
 
-    Ports can then be reached at the host's loopback addresses too: after the rules that keep everybody else out.
-    In the kernel thread, as what follows.
+    But where ports led to another address, the former rules go first, for a port leads to one place. Ports can then be
+    reached at the host's loopback addresses too: after the rules that keep everybody else out. In the kernel thread, as
+    what follows.
     """
     failures, busy = Failures(), list[LockBusy]()
     stale = [each for each in former if each not in wanted]
-    for policy in wanted:
+    moved = {each.address for each in publications_of(stale)} - {each.address for each in publications_of(wanted)}
+    for policy in wanted if not moved else ():
         rt.firewalls[policy.backend].apply(policy)
     for policy in stale:
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 
 from cni_bridge.beside import both
 from cni_bridge.cni.errors import CniError
@@ -38,21 +37,16 @@ async def detach(rt: Runtime, request: Request, attachment: Attachment, failures
 
     async def rest() -> None:
         await failures.collect(remove_rules(rt, attachment))
+        try:
+            rt.records.retire(attachment.owner)
+        except CniError as error:
+            failures.note(error)
         if attachment.own_ipam:
             await failures.collect(release(rt, request, attachment.ipam_type, attachment.owner))
 
     await both(failures.collect(remove_links(rt, attachment)), rest())
     if attachment.ipam_type and not attachment.own_ipam:
-        _forget_allocation(rt, attachment)
         await failures.collect(release(rt, request, attachment.ipam_type, attachment.owner))
-
-
-def _forget_allocation(rt: Runtime, attachment: Attachment) -> None:
-    """Have an ADD that finds the record ask for addresses anew: those of the record may be somebody else's by then."""
-    try:
-        rt.records.write(replace(attachment, allocation=None))
-    except CniError as error:  # the file system is full, which must not keep DEL from its work
-        log.warning("going on without a change of the record: %s", error.msg)
 
 
 async def remove_links(rt: Runtime, attachment: Attachment) -> None:
@@ -77,15 +71,16 @@ def _remove_rules(rt: Runtime, attachment: Attachment) -> None:
 async def tear_down_unrecorded(rt: Runtime, request: Request) -> None:
     """Remove what the owner may have without a record.
 
-    Mostly there is nothing, for runtimes repeat DEL. Only where a lease or a link shows that there was something, the
-    rules are searched for the owner's mark.
+    Mostly there is nothing, for runtimes repeat DEL. Only where a draft, a lease or a link shows that there was
+    something, the rules are searched for the owner's mark.
     """
     owner, bridge, failures = request.owner, lenient(parse_bridge_name, request), Failures()
     held = await failures.collect(_held(rt, request))
     linked = await failures.collect(
         rt.on_host(rt.datapath.detach_unrecorded, owner, bridge, request.netns, request.netns_fd)
     )
-    for firewall in rt.firewalls.values() if held or linked else ():
+    was_there = held or linked or rt.records.announced(owner) is not None
+    for firewall in rt.firewalls.values() if was_there else ():
         await failures.collect(rt.on_host(firewall.forget, owner))
     failures.raise_any(f"removal of {owner}, of which there is no record")
 

@@ -67,6 +67,7 @@ async def add(rt: Runtime, request: Request) -> Result:
                 if recorded is None:
                     rt.records.announce(request.owner, conf.ipam_type)
                 undo.push(partial(release, rt, request, conf.ipam_type, request.owner))
+                undo.push(partial(rt.on_host, rt.records.retire, request.owner))
                 with closing(Attaching(rt, request, conf, addresses, target, recorded, undo)) as attaching:
                     asking = _allocate(rt, request, conf, ipam, wanted, recorded)
                     if conf.ipam_type and rt.find_ipam(request, conf.ipam_type).executes:
@@ -101,7 +102,7 @@ async def delete(rt: Runtime, request: Request) -> None:
             failures.raise_any(f"DEL of {owner}")
             rt.records.remove(owner)
     await forget_link(rt, owner.network)  # whatever was found: a DEL that was killed has not come to it
-    if recorded is not None and publications_of(recorded.policies):
+    if recorded is None or publications_of(recorded.policies):
         await hand_over(rt, owner.container_id, request.caller)
 
 
@@ -189,25 +190,27 @@ async def _earlier_attachment(rt: Runtime, request: Request, target: netns.Netns
     if recorded is None:
         await _tear_down_announced(rt, request)
         return None
-    same = recorded.netns.same_as(target.ref) and recorded.request == request.digest
-    if same and recorded.allocation is not None:
+    if recorded.netns.same_as(target.ref) and recorded.request == request.digest:
         return recorded
-    log.info("%s was attached otherwise, or not to the end: attaching it anew", request.owner)
+    log.info("%s was attached otherwise: attaching it anew", request.owner)
     async with rt.rules_lock.held(alone=False):  # nobody makes rules anew from the record until it is gone
         await tear_down(rt, recorded)
         if recorded.ipam_type and not rt.find_ipam(request, recorded.ipam_type).own:
+            rt.records.retire(request.owner)
             await release(rt, request, recorded.ipam_type, request.owner)  # our own gives the same address again
         rt.records.remove(request.owner)
     return None
 
 
 async def _tear_down_announced(rt: Runtime, request: Request) -> None:
-    """Remove what an ADD left that was killed before it wrote a record; our own IPAM gives the same address again."""
+    """Remove what an ADD or a DEL left that was killed, or failed; our own IPAM gives the same address again."""
     ipam_type = rt.records.announced(request.owner)
     if ipam_type is None:
         return
-    log.info("%s was not attached to the end: attaching it anew", request.owner)
+    log.info("%s was not attached, or detached, to the end: attaching it anew", request.owner)
     await rt.on_host(rt.datapath.detach_unrecorded, request.owner, "", "")
+    for firewall in rt.firewalls.values():
+        await rt.on_host(firewall.forget, request.owner)
     if ipam_type and not rt.find_ipam(request, ipam_type).own:
         await release(rt, request, ipam_type, request.owner)
 
@@ -218,7 +221,7 @@ async def _allocate(
     """The addresses of the attachment; other plugins' IPAMs refuse a repeat, so what they gave is remembered."""
     if ipam is None:
         return Allocation(leases=())
-    if recorded is not None and recorded.allocation is not None and not rt.find_ipam(request, conf.ipam_type).own:
+    if recorded is not None and not rt.find_ipam(request, conf.ipam_type).own:
         return recorded.allocation
     with step("ipam"):
         allocation = await ipam.allocate(wanted)

@@ -97,7 +97,7 @@ def _living(settings: Settings, live: list[LiveAddress]) -> Iterator[Lease]:
 
 def _recorded(settings: Settings) -> Iterator[Lease]:
     for attachment in Records(settings.run_dir / "attachments", Attachment).all():
-        if attachment.allocation is not None and attachment.own_ipam:
+        if attachment.own_ipam:
             yield from attachment.allocation.leases
 
 

@@ -15,6 +15,7 @@ import pytest
 from tests.support import packets, probing
 from tests.support.attaching import attach, detach, unchanged
 from tests.support.confs import DUAL_STACK, add_outside, bridge_conf, with_result
+from tests.support.ctl import ctl
 from tests.support.host import BIN, Host, Json
 from tests.support.probing import Probe, assert_answers, hear, serve
 
@@ -450,6 +451,19 @@ def test_repeated_add_duplicates_nothing(host: Host) -> None:
         assert host.plugin("ADD", conf(*KINDS), "a").result == result
         host.plugin("CHECK", with_result(conf(*KINDS), result), "a").succeeded()
     detach(host, conf(*KINDS))
+
+
+def test_repeated_add_after_its_address_was_taken_away_leads_to_the_new_one(host: Host, backend: str) -> None:
+    add_outside(host)
+    publishing = conf("8080:80/tcp", ipMasqBackend=backend)
+    before = attach(host, publishing)
+    ctl(host, "release", "a", "--yes")
+    after = host.plugin("ADD", publishing, "a").result
+    assert [each["address"] for each in after["ips"]] != [each["address"] for each in before["ips"]]
+    host.plugin("CHECK", with_result(publishing, after), "a").succeeded()
+    serve(host, {"a": (80,)})
+    assert_answers(host, {probe: "a" for probe in both("outside", UPLINK, 8080) if probe.kind == "tcp"})
+    detach(host, publishing)
 
 
 @pytest.mark.timeout(300)

@@ -109,6 +109,12 @@ def attach_anew(host: Lab, life: Life) -> None:
     _finish(host, life)
 
 
+def attach_after_repair(host: Lab, life: Life) -> None:
+    """ADD after somebody had the rules of all records made anew."""
+    host.repair()
+    attach_anew(host, life)
+
+
 def delete(host: Lab, life: Life) -> None:
     """DEL at once."""
     _finish(host, life)
@@ -138,7 +144,7 @@ def delete_killed_too(host: Lab, life: Life) -> None:
 
 _THEN: dict[str, tuple[Then, ...]] = {
     "ADD": (retry, delete, collect, delete_without_namespace, delete_killed_too),
-    "DEL": (delete, collect, attach_anew, delete_without_namespace),
+    "DEL": (delete, collect, attach_anew, attach_after_repair, delete_without_namespace),
     "GC": (collect, delete),
 }
 

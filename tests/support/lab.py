@@ -200,6 +200,11 @@ class Lab:
         answer = self.forks.run(self.host, "cni-bridgectl", "audit", alone=True)
         assert answer.status == 0, answer.stdout + answer.stderr
 
+    def repair(self) -> None:
+        """The operator has the rules of all attachments made anew."""
+        answer = self.forks.run(self.host, "cni-bridgectl", "repair", alone=True)
+        assert answer.status == 0, answer.stdout + answer.stderr
+
     # Effects.
 
     def arm(self, number: int, *, watch: str = CHANGES, act: str = KILL, kinds: Sequence[str] = ()) -> None:

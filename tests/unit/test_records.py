@@ -127,7 +127,7 @@ def test_what_was_written_is_read(records: Records[Attachment]) -> None:
     records.write(ATTACHMENT)
     assert records.read(OWNER) == ATTACHMENT
     assert records.read(owner("c2")) is None
-    changed = replace(ATTACHMENT, gateway=None, policies=(), allocation=None)
+    changed = replace(ATTACHMENT, gateway=None, policies=(), allocation=Allocation(leases=()))
     records.write(changed)
     assert records.read(OWNER) == changed
 
@@ -148,7 +148,7 @@ def test_any_attachment_survives_json(
         container=replace(ATTACHMENT.container, addresses=tuple(addresses), up=flag),
         port=replace(ATTACHMENT.port, vlan_trunk=tuple(trunk), hairpin=flag),
         gateway=ATTACHMENT.gateway if flag else None,
-        allocation=ATTACHMENT.allocation if flag else None,
+        allocation=ATTACHMENT.allocation if flag else Allocation(leases=()),
     )
     assert decode(Attachment, encode(made)) == made
 
@@ -332,6 +332,19 @@ def test_what_was_announced_is_known_until_there_is_a_record(
     records.announce(owner, "")
     records.remove(owner)
     assert (records.announced(owner), files(tmp_path)) == (None, [])
+
+
+def test_a_record_that_retires_is_a_draft_that_names_the_ipam(records: Records[Attachment], tmp_path: Path) -> None:
+    records.write(ATTACHMENT)
+    for _ in range(2):
+        records.retire(OWNER)
+        assert (records.read(OWNER), list(records.all()), records.is_empty(OWNER.network)) == (None, [], True)
+        assert (records.announced(OWNER), records.drafts(OWNER.network)) == (ATTACHMENT.ipam_type, [OWNER])
+    records.write(ATTACHMENT)
+    assert (records.announced(OWNER), records.read(OWNER)) == (None, ATTACHMENT)
+    records.retire(OWNER)
+    records.remove(OWNER)
+    assert files(tmp_path) == []
 
 
 def test_a_folder_that_others_take_away_is_made_again(records: Records[Attachment], tmp_path: Path) -> None:
