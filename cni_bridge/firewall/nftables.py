@@ -8,60 +8,48 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 
-from cni_bridge.cni.errors import CniError, FirewallFailed, KernelRefused
+from cni_bridge.cni.errors import FirewallFailed, KernelRefused
 from cni_bridge.firewall.forward_accept import (
     ensure_forward_accepted,
     forget_forward_accept,
-    legacy_tables,
     missing_forward_accept,
 )
-from cni_bridge.firewall.libnftables import Nftables, NftError
 from cni_bridge.firewall.nftables_elements import (
-    Change,
     Claims,
     Element,
     conditional_rules,
-    declared_types,
     is_run,
     link_elements,
     owned_elements,
 )
-from cni_bridge.firewall.nftables_layout import CONDITIONAL_CHAIN, INET, LINK_SETS, TABLES, render_base, rule_comment
-from cni_bridge.firewall.nftables_lookup import Lookup
+from cni_bridge.firewall.nftables_layout import CONDITIONAL_CHAIN, INET, LINK_SETS, TABLES, render_base
+from cni_bridge.firewall.nftables_ruleset import Command, Ruleset, State, are_few
 from cni_bridge.policy import LinkPolicy, Policy, Publication
-from cni_bridge.tag import MARK, key_of_tag, network_tag, owner_key
-from ipam import effects
+from cni_bridge.tag import key_of_tag, network_tag, owner_key
 from ipam.api import Address, Owner
 
 _FEW = 32  # ports that are looked up one by one; for more, the maps are listed
-_FEW_CHANGES = 200  # that fit into one datagram; more are libnftables' to send
-
-Command = Change | str  # text of nft for what is no element
 
 
 class NftablesFirewall:
     """See `Firewall`."""
 
     def __init__(self) -> None:
-        self._nft: Nftables | None = None
-        self._lookup: Lookup | None = None
-        self._known = _Known()
+        self._rules = Ruleset()
 
     def close(self) -> None:
         """Close what was opened; in the thread that used it."""
-        if self._lookup is not None:
-            self._lookup.close()
-            self._lookup = None
+        self._rules.close()
 
     def apply(self, policy: Policy) -> None:
         """See `Firewall.apply`."""
         if self._apply_anew(policy):
             return
         self._evict_former_owners(policy)
-        stale = self._conditional_rules(owner_key(policy.owner)) if any(conditional_rules(policy)) else []
+        stale = self._rules.deletions(owner_key(policy.owner)) if any(conditional_rules(policy)) else []
         self._declare([policy], stale, f"apply the rules of {policy.owner}")
 
     def restore(self, policies: Sequence[Policy]) -> None:
@@ -72,41 +60,45 @@ class NftablesFirewall:
             for held in [self.claimed(each.publications, each.owner)]
         ]
         keys = {owner_key(each.owner) for each in policies if any(conditional_rules(each))}
-        stale = [command for key in keys for command in self._conditional_rules(key)]
-        self._known.forget()
+        stale = [command for key in keys for command in self._rules.deletions(key)]
+        self._rules.known.forget()
         self._declare(taken, stale, f"restore the rules of {len(policies)} attachments")
 
     def is_flushed(self) -> bool:
         """See `Firewall.is_flushed`."""
-        return not self.unusable() and not self._look.has_table(INET)
+        return not self.unusable() and not self._rules.look.has_table(INET)
 
     def remove(self, policy: Policy) -> None:
         """See `Firewall.remove`."""
         own = owner_key(policy.owner)
         # It may be another owner's by now.
         commands: list[Command] = [
-            each.delete() for each in owned_elements(policy) if key_of_tag(self._comment(each)) == own
+            each.delete() for each in owned_elements(policy) if key_of_tag(self._rules.comment_of(each)) == own
         ]
-        commands += self._conditional_rules(own) if any(conditional_rules(policy)) else []
+        commands += self._rules.deletions(own) if any(conditional_rules(policy)) else []
         if commands:
-            self._run(commands, f"remove the rules of {policy.owner}", self._state())
+            self._rules.run(commands, f"remove the rules of {policy.owner}", self._rules.state())
 
     def missing(self, policy: Policy) -> list[str]:
         """See `Firewall.missing`."""
         owned, (wanted, unwanted) = owned_elements(policy), link_elements(policy)
         found = [
-            words for name in dict.fromkeys(each.table for each in (*owned, *wanted)) for words in self._base(name)
+            words
+            for name in dict.fromkeys(each.table for each in (*owned, *wanted))
+            for words in self._rules.missing_base(name)
         ]
         own, network = owner_key(policy.owner), network_tag(policy.owner.network)
-        differing = [each for each in owned if key_of_tag(self._comment(each)) != own]
-        differing += [each for each in wanted if not self._comment(each)]
+        differing = [each for each in owned if key_of_tag(self._rules.comment_of(each)) != own]
+        differing += [each for each in wanted if not self._rules.comment_of(each)]
         found += [f"nftables element {each.key} of {each.container}" for each in differing]
         if policy.link is not None:
-            found += missing_forward_accept(self._connect(), self._look, policy.owner.network, policy.link.link)
+            found += missing_forward_accept(
+                self._rules.libnftables(), self._rules.look, policy.owner.network, policy.link.link
+            )
         conditional = list(conditional_rules(policy))
-        if conditional and len(self._conditional_rules(own)) != len(conditional):
+        if conditional and len(self._rules.deletions(own)) != len(conditional):
             found.append(f"nftables rules in chain {CONDITIONAL_CHAIN} that publish on a condition")
-        surplus = [each for each in unwanted if key_of_tag(self._comment(each)) == network]
+        surplus = [each for each in unwanted if key_of_tag(self._rules.comment_of(each)) == network]
         surplus += self._links_not_trusted(policy)
         return found + [
             f"nftables element {each.key} of {each.container} is there and should not be" for each in surplus
@@ -140,7 +132,7 @@ class NftablesFirewall:
         if self.unusable():
             return ()
         own = network_tag(network)
-        return [each.key.strip('"') for each in self._listed(INET, "networks") if key_of_tag(each.comment) == own]
+        return [each.key.strip('"') for each in self._rules.listed(INET, "networks") if key_of_tag(each.comment) == own]
 
     def forget_link(self, network: str) -> Collection[str]:
         """See `Firewall.forget_link`."""
@@ -148,10 +140,10 @@ class NftablesFirewall:
         if self.unusable():
             return ()
         own = network_tag(network)
-        self._known.forget()
+        self._rules.known.forget()
         self._sweep(lambda each: key_of_tag(each.comment) == own, only=LINK_SETS)
         if links:
-            forget_forward_accept(self._connect(), self._look, network, links)
+            forget_forward_accept(self._rules.libnftables(), self._rules.look, network, links)
         return links
 
     def evict(self, key: str) -> None:
@@ -160,48 +152,33 @@ class NftablesFirewall:
 
     def unusable(self) -> str:
         """See `Firewall.unusable`."""
-        if self._lookup is None or self._nft is None:  # what a kernel can do does not change
-            try:
-                self._connect()
-                self._look.has_table(INET)
-            except CniError as error:
-                self.close()
-                return error.msg
-        return ""
-
-    def _base(self, table: str) -> Iterator[str]:
-        """The rules of the base that are missing, in words."""
-        for chain in TABLES[table].chains:
-            present = self._look.rule_comments(table, chain.name)
-            for comment in map(rule_comment, chain.rules):
-                if comment not in present:
-                    yield f'nftables rule "{comment}" of chain {chain.name} in table {table}'
+        return self._rules.unusable()
 
     def _sweep(self, stale: Callable[[Element], bool], only: Collection[str] = ()) -> None:
         """Remove what is stale, of `only` these sets if any are named; where nftables does not work, nothing is."""
         if self.unusable():
             return
-        for handle, comment in self._look.rule_handles(INET, CONDITIONAL_CHAIN) if not only else ():
+        for handle, comment in self._rules.look.rule_handles(INET, CONDITIONAL_CHAIN) if not only else ():
             element = Element(table=INET, set_name=CONDITIONAL_CHAIN, key="", comment=comment)
             if stale(element):
                 command = f"delete rule {INET} {CONDITIONAL_CHAIN} handle {handle}"
-                self._run([command], "remove stale rules", self._state())
+                self._rules.run([command], "remove stale rules", self._rules.state())
         for table in TABLES.values():
             commands = [
                 each.delete()
                 for name in table.sets
                 if not only or name in only
-                for each in self._listed(table.name, name)
+                for each in self._rules.listed(table.name, name)
                 if stale(each)
             ]
             if commands:
-                self._run(commands, "remove stale rules", self._state())
+                self._rules.run(commands, "remove stale rules", self._rules.state())
 
     def _evict_former_owners(self, policy: Policy) -> None:
         """Remove what another owner left for an address of this policy: nobody else has it now."""
         for address in _addresses(policy):
             for element in _traces_of(address):
-                former = key_of_tag(self._comment(element))
+                former = key_of_tag(self._rules.comment_of(element))
                 if former and former != owner_key(policy.owner):
                     self._sweep(partial(_is_about, former, address))
 
@@ -219,17 +196,17 @@ class NftablesFirewall:
                     looks += [(f"publish_at{family}", at), (f"publish_run_at{family}", at)]
                 for name, look in looks:
                     element = Element(table=INET, set_name=name, key=look, comment="")
-                    if comment := self._comment(element):
+                    if comment := self._rules.comment_of(element):
                         yield replace(element, comment=comment)
         if any(each.host_ip is None for each in publications):
-            state = self._state()
+            state = self._rules.state()
             for name in (f"publish_at{family}", f"publish_run_at{family}"):  # at which addresses is not known
-                yield from self._listed_once(name, state)
+                yield from self._rules.listed_once(name, state)
 
     def _listed_publications(self, family: int) -> Iterator[Element]:
         """Every element that leads a port somewhere."""
         for name in (f"publish{run}{at}{family}" for run in ("", "_run") for at in ("", "_at")):
-            yield from self._listed(INET, name)
+            yield from self._rules.listed(INET, name)
 
     def _links_not_trusted(self, policy: Policy) -> list[Element]:
         """The elements for links that this network trusted and no longer does."""
@@ -239,56 +216,29 @@ class NftablesFirewall:
         own, link = network_tag(policy.owner.network), f'"{policy.link.link}"'
         return [
             each
-            for each in self._listed(INET, "trusted")
+            for each in self._rules.listed(INET, "trusted")
             if key_of_tag(each.comment) == own and each.key.endswith(link) and each.key not in wanted
         ]
-
-    def _conditional_rules(self, key: str) -> list[str]:
-        """The commands that delete the owner's conditional rules."""
-        return [
-            f"delete rule {INET} {CONDITIONAL_CHAIN} handle {handle}"
-            for handle, comment in self._look.rule_handles(INET, CONDITIONAL_CHAIN)
-            if key_of_tag(comment) == key
-        ]
-
-    def _listed(self, table: str, name: str) -> Iterator[Element]:
-        """The elements of the set or map that are ours."""
-        for key, data, comment in self._look.elements(table, name, *declared_types(table, name)):
-            if comment.startswith(MARK):
-                yield Element(table=table, set_name=name, key=key, comment=comment, data=data)
-
-    def _listed_once(self, name: str, state: _State) -> list[Element]:
-        """The same of the table `inet`, listed only if anybody may have changed it since the last time."""
-        known = self._known
-        if state != known.state:
-            return list(self._listed(INET, name))
-        if name not in known.listed:
-            known.listed[name] = list(self._listed(INET, name))
-        return known.listed[name]
-
-    def _comment(self, element: Element) -> str:
-        """The comment of an element, found by its key; empty if it is not there."""
-        return self._look.element_comment(element.table, element.set_name, element.key, element.types)
 
     def _apply_anew(self, policy: Policy) -> bool:
         """Make the policy hold where nobody has had any of it yet, and all that it rests on is as we left it.
 
         Whether that was so: if not, nothing was done.
         """
-        known, state = self._known, self._state()
+        known, state = self._rules.known, self._rules.state()
         if state != known.state or any(conditional_rules(policy)):
             return False
         if policy.link is not None and _place(policy) not in self._lasting_links(state):
             return False
         changes = [each.add_new() for each in owned_elements(policy)]
-        if not _are_few(changes) or not {each.element.table for each in changes} <= known.tables:
+        if not are_few(changes) or not {each.element.table for each in changes} <= known.tables:
             return False
         created = {(each.element.set_name, each.element.key) for each in changes}
         traces = [each for address in _addresses(policy) for each in _traces_of(address)]
-        if any(self._comment(each) for each in traces if (each.set_name, each.key) not in created):
+        if any(self._rules.comment_of(each) for each in traces if (each.set_name, each.key) not in created):
             return False
         try:
-            self._change(changes, f"apply the rules of {policy.owner}", state)
+            self._rules.run_changes(changes, f"apply the rules of {policy.owner}", state)
         except KernelRefused as error:
             if error.errno in (errno.EEXIST, errno.ENOENT):  # or somebody has flushed the base just now
                 return False
@@ -296,12 +246,12 @@ class NftablesFirewall:
             raise FirewallFailed(f"nftables: cannot apply the rules of {policy.owner}: {error.msg}") from None
         return True
 
-    def _lasting_links(self, state: _State) -> set[tuple[str, LinkPolicy]]:
+    def _lasting_links(self, state: State) -> set[tuple[str, LinkPolicy]]:
         """What holds for a link and need not be said again.
 
         Nothing tells whether somebody changed legacy iptables: where it filters, its chains are looked at each time.
         """
-        return self._known.links if not any("filter" in each.split() for each in state.legacy_tables) else set()
+        return self._rules.known.links if not any("filter" in each.split() for each in state.legacy_tables) else set()
 
     def _declare(self, policies: Sequence[Policy], stale: Sequence[str], purpose: str) -> None:
         """Make the policies hold in one transaction; what was `stale` goes before.
@@ -309,7 +259,7 @@ class NftablesFirewall:
         As long as nobody else has changed any rules, the base and what holds for a link are as we left them, and need
         not be said again. Otherwise the base is looked at, which takes less than to declare it.
         """
-        known, state = self._known, self._state()
+        known, state = self._rules.known, self._rules.state()
         if state != known.state:
             known.forget()
         owned = [each for policy in policies for each in owned_elements(policy)]
@@ -318,97 +268,15 @@ class NftablesFirewall:
         links = {place: each for place, each in places.items() if place not in lasting}
         shared = [link_elements(each) for each in links.values()]
         tables = {each.table for each in owned} | {each.table for there, _ in shared for each in there}
-        torn = [table for table in tables - known.tables if any(self._base(table))]
+        torn = [table for table in tables - known.tables if any(self._rules.missing_base(table))]
         distrusted = [each.delete() for policy in links.values() for each in self._links_not_trusted(policy)]
         base = (render_base(TABLES[table]) for table in torn)
         known.state = state
-        self._run([*base, *stale, *distrusted, *_commands(policies, owned, shared)], purpose, state)
+        self._rules.run([*base, *stale, *distrusted, *_commands(policies, owned, shared)], purpose, state)
         for network, link in links:
-            ensure_forward_accepted(self._connect(), self._look, network, link.link)
+            ensure_forward_accepted(self._rules.libnftables(), self._rules.look, network, link.link)
         known.tables.update(tables)
         known.links.update(links)
-
-    def _run(self, commands: Sequence[Command], purpose: str, before: _State) -> None:
-        """Run the commands as one transaction; `before` is the state that they were chosen in."""
-        if not commands:
-            return
-        changes = [each for each in commands if isinstance(each, Change)]
-        try:
-            if len(changes) == len(commands) and _are_few(changes):
-                self._change(changes, purpose, before)
-                return
-            effects.change(purpose)
-            self._connect().run("\n".join(map(str, commands)))
-        except (NftError, KernelRefused) as error:
-            self._known.forget()
-            raise FirewallFailed(f"nftables: cannot {purpose}: {error}") from None
-        self._note(changes, before)
-
-    def _change(self, changes: Sequence[Change], purpose: str, before: _State) -> None:
-        """Make the changes as one transaction without libnftables, whose text takes longer than all else."""
-        effects.change(purpose)
-        self._look.make_changes(changes, purpose)
-        self._note(changes, before)
-
-    def _note(self, changes: Iterable[Change], before: _State) -> None:
-        """Know what the transaction has changed."""
-        known = self._known
-        for each in changes:
-            known.listed.pop(each.element.set_name, None)
-        if before != known.state:
-            return
-        # Unless somebody else came between, which shows next time. What only adds may have changed nothing.
-        surely = not changes or any(each.deletes or each.creates for each in changes)
-        known.state = replace(before, generation=before.generation + 1) if surely else None
-
-    def _state(self) -> _State:
-        return _State(generation=self._look.generation(), legacy_tables=legacy_tables())
-
-    @property
-    def _look(self) -> Lookup:
-        if self._lookup is None:
-            self._lookup = Lookup()
-        return self._lookup
-
-    def _connect(self) -> Nftables:
-        if self._nft is None:
-            try:
-                self._nft = Nftables()
-            except OSError as error:
-                raise FirewallFailed(
-                    f"nftables: {error}; install libnftables1, or set ipMasqBackend to iptables"
-                ) from None
-        return self._nft
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _State:
-    """What is another after somebody has changed rules."""
-
-    generation: int
-    legacy_tables: tuple[str, ...]
-
-
-@dataclass(slots=True)
-class _Known:
-    """What is known to be as we left it, as long as the host's rules are in that state."""
-
-    state: _State | None = None
-    tables: set[str] = field(default_factory=set)
-    links: set[tuple[str, LinkPolicy]] = field(default_factory=set)  # what holds for a network's link
-    listed: dict[str, list[Element]] = field(default_factory=dict)  # by the set's name
-
-    def forget(self) -> None:
-        """Know nothing."""
-        self.state = None
-        self.tables.clear()
-        self.links.clear()
-        self.listed.clear()
-
-
-def _are_few(changes: Sequence[Change]) -> bool:
-    """Whether there are changes, and few enough for one message to the kernel."""
-    return 0 < len(changes) <= _FEW_CHANGES
 
 
 def _place(policy: Policy) -> tuple[str, LinkPolicy]:

@@ -40,9 +40,9 @@ def kind_of(what: str, file: str, function: str) -> str:
     match Path(file).stem, function:
         case ("database", _) | ("store", "_prepare"):
             return "sqlite"
-        case "nftables", "_change":
+        case "nftables_ruleset", "run_changes":
             return "told"  # the question that follows is what fails
-        case (("nftables" | "libnftables"), _):
+        case (("nftables_ruleset" | "libnftables"), _):
             return "nftables"
         case "iptables", _:
             return "iptables"
