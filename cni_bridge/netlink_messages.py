@@ -29,7 +29,8 @@ _NLMSGERR_ATTR_MSG = 1
 _SOL_NETLINK, _NETLINK_CAP_ACK, _NETLINK_EXT_ACK, _NETLINK_GET_STRICT_CHK = 270, 10, 11, 12
 _NESTED = 0x8000  # NLA_F_NESTED
 _TYPE_MASK = 0x3FFF  # NLA_TYPE_MASK
-_HEADER = struct.Struct("=IHHII")
+_HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
+HEADER_SIZE = _HEADER.size
 _INT = struct.Struct("=i")
 _BUFFER = 1 << 18  # bytes; the kernel fills at most 32 KiB of a dump at a time
 _ATTEMPTS = 50  # at a listing that others change

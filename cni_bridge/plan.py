@@ -195,14 +195,12 @@ def plan(
     `configured_gateways` are those that somebody chose, None if all that IPAM answers are; `backend` is the firewall
     where none is named, and if not `firewall_works` only for what is asked for.
     """
-    given = allocation
-    allocation = allocation or Allocation(leases=())
     gateways = tuple(_gateways(allocation)) if conf.is_gateway else ()
     gateway_link = f"{conf.bridge}.{conf.vlan}" if conf.vlan and conf.is_gateway else conf.bridge
     return Attachment(
         owner=owner,
         request=request,
-        allocation=given,
+        allocation=allocation,
         netns=netns,
         ipam_type=conf.ipam_type,
         own_ipam=own_ipam,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from cni_bridge.beside import both
 from cni_bridge.cni.errors import CniError
 from cni_bridge.cni.fields import Fields
 from cni_bridge.cni.netconf import parse_bridge_name, parse_ipam_type
@@ -28,29 +27,27 @@ async def tear_down(rt: Runtime, attachment: Attachment) -> None:
 
 
 async def detach(rt: Runtime, request: Request, attachment: Attachment, failures: Failures) -> None:
-    """Remove all of the attachment: links, and beside that, for the kernel takes long, rules and then addresses.
+    """Remove all of the attachment: links, then rules, then addresses.
 
-    The port is brought down before: nobody sends without the rules, or from an address that he has no more. Another
-    program's IPAM comes last, for it may hang.
+    So nobody sends without the rules, or from an address that he has no more; a port that cannot be deleted is brought
+    down. Before the addresses go, the record retires.
     """
-    await failures.collect(rt.on_host(rt.datapath.silence, attachment.port.name))
-
-    async def rest() -> None:
-        await failures.collect(remove_rules(rt, attachment))
-        try:
-            rt.records.retire(attachment.owner)
-        except CniError as error:
-            failures.note(error)
-        if attachment.own_ipam:
-            await failures.collect(release(rt, request, attachment.ipam_type, attachment.owner))
-
-    await both(failures.collect(remove_links(rt, attachment)), rest())
-    if attachment.ipam_type and not attachment.own_ipam:
+    try:
+        await remove_links(rt, attachment)
+    except CniError as error:
+        failures.note(error)
+        await failures.collect(rt.on_host(rt.datapath.silence, attachment.port.name))
+    await failures.collect(remove_rules(rt, attachment))
+    try:
+        rt.records.retire(attachment.owner)
+    except CniError as error:
+        failures.note(error)
+    if attachment.ipam_type:
         await failures.collect(release(rt, request, attachment.ipam_type, attachment.owner))
 
 
 async def remove_links(rt: Runtime, attachment: Attachment) -> None:
-    """Remove the attachment's links, which takes the kernel's grace period."""
+    """Remove the attachment's links."""
     with step("links"):
         await rt.delete_links(links_of(attachment))
 

@@ -135,7 +135,7 @@ async def collect(rt: Runtime, request: Request) -> None:
     network, keep, failures = request.owner.network, parse_valid_attachments(request), Failures()
     await failures.collect(restore_if_flushed(rt))
     for owner in set(rt.records.drafts(network)) - keep:
-        await failures.collect(_forget_draft(rt, owner))
+        await failures.collect(_forget_draft(rt, request, owner))
     for attachment in list(rt.records.all(network)):
         if attachment.owner not in keep:
             await failures.collect(_collect_one(rt, request, attachment))
@@ -274,10 +274,14 @@ async def _collect_one(rt: Runtime, request: Request, attachment: Attachment) ->
                 rt.records.remove(current.owner)
 
 
-async def _forget_draft(rt: Runtime, owner: Owner) -> None:
+async def _forget_draft(rt: Runtime, request: Request, owner: Owner) -> None:
+    """Remove what is left of the owner's attachment but for what all of the network's are searched for."""
     async with rt.locked(owner):
         if owner in rt.records.drafts(owner.network):  # no request has ended meanwhile
             await rt.on_host(rt.datapath.detach_unrecorded, owner, "", "")
+            ipam_type = rt.records.announced(owner)
+            if ipam_type and not rt.find_ipam(request, ipam_type).own:
+                await release(rt, request, ipam_type, owner)
             rt.records.remove(owner)
 
 

@@ -174,6 +174,11 @@ def inet_conf(setting: int, value: int) -> bytes:
     return nested(_IFLA_AF_SPEC, nested(socket.AF_INET, conf))
 
 
+def parse_link_name(payload: bytes) -> str:
+    """The name of the link in a message."""
+    return _text(parse_attributes(payload[_IFINFO.size :]).get(_IFLA_IFNAME, b""))
+
+
 def parse_link(payload: bytes) -> Link:
     """The link in a message."""
     _, _, index, flags, _ = _IFINFO.unpack_from(payload)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import errno
+import os
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
@@ -115,6 +118,75 @@ def test_what_the_kernel_refuses_is_told_to_its_caller_only(place: Place, monkey
     told = place.delete(("a",), ("b",), ("c",))
     assert [str(each) if each else None for each in told] == [None, "b is refused", None]
     assert place.names() == {"b", "bp"}
+
+
+def replace_deletion(monkeypatch: pytest.MonkeyPatch, work: Callable[[Netlink, str], bool]) -> None:
+    monkeypatch.setattr(Netlink, "delete_link", work)
+
+
+def test_a_caller_is_told_when_nobody_finds_it_not_when_it_is_freed(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.make("a", "b")
+    delete_link, freed, waited = Netlink.delete_link, threading.Event(), list[bool]()
+
+    def free_late(netlink: Netlink, name: str) -> bool:
+        was_there = delete_link(netlink, name)
+        waited.append(freed.wait(30))
+        return was_there
+
+    replace_deletion(monkeypatch, free_late)
+    assert place.delete(("a",)) == [None]
+    assert place.names() == {"b", "bp"}
+    assert place.delete(("b",)) == [None]  # though the first thread is not free yet
+    assert (place.names(), waited) == (set(), [])
+    freed.set()
+
+
+def test_nothing_else_counts_as_gone(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the one that had its name before, not another one, not a port that leaves its bridge."""
+    place.make("first", "a", "other")
+    place.delete(("first",))
+    place.netlink.delete_link("a")
+    place.make("a")
+    place.netlink.add_bridge("br", mac="02:00:00:00:00:01", mtu=0)
+    bridge, port = place.netlink.link("br"), place.netlink.link("a")
+    assert bridge is not None and port is not None
+    place.netlink.set_link(port.index, master=bridge.index)
+    delete_link = Netlink.delete_link
+
+    def refuse(netlink: Netlink, name: str) -> bool:
+        netlink.set_link(port.index, master=0)
+        delete_link(netlink, "other")
+        raise CniError(105, "refused")
+
+    replace_deletion(monkeypatch, refuse)
+    (told,) = place.delete(("a",))
+    assert str(told) == "refused"
+    assert place.names() == {"a", "ap", "br"}
+
+
+def test_where_the_kernel_tells_nothing_its_answer_counts(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr("cni_bridge.datapath.deletion.Departures", refuse)
+    place.make("a", "b")
+    assert place.delete(("a",), ("b",)) == [None, None]
+    assert place.names() == set()
+
+
+def test_more_news_than_fit_do_no_harm(place: Place) -> None:
+    names = [f"v{number}" for number in range(400)]
+    place.make("first", *names)
+    place.delete(("first",))
+    for each in place.netlink.links():
+        if each.name in names:
+            place.netlink.set_link(each.index, group=7)
+    place.netlink.delete_group(7)  # and nobody reads that they are gone
+    place.make("a")
+    assert place.delete(("a",)) == [None]
+    assert place.names() == set()
 
 
 def test_a_caller_that_leaves_does_not_stop_the_deletion(place: Place) -> None:

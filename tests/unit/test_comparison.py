@@ -64,7 +64,7 @@ def live(address: str, at: NetnsRef = HERE, ifname: str = "eth0") -> LiveAddress
 
 
 def attached(*addresses: str, of: Owner | None = None, ipam: str = "cni-ipam", own: bool = True) -> Attachment:
-    """What is recorded of an attachment with these addresses; with none, as before IPAM had answered.
+    """What is recorded of an attachment with these addresses.
 
     `own`: the plugin of that type was ours.
     """
@@ -75,7 +75,7 @@ def attached(*addresses: str, of: Owner | None = None, ipam: str = "cni-ipam", o
         of,
         HERE,
         plan_links(conf, of, backend=Backend.NFTABLES, uplink_mtu=1500),
-        Allocation(leases=tuple(lease(each, of) for each in addresses)) if addresses else None,
+        Allocation(leases=tuple(lease(each, of) for each in addresses)),
         request="digest",
         own_ipam=own,
         configured_gateways=None,
