@@ -53,7 +53,7 @@ class PortSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerSpec:
-    """The veth end in the container."""
+    """The veth end in the container. `link_local`: it may make IPv6 addresses of its own."""
 
     ifname: str
     mac: str
@@ -62,6 +62,7 @@ class ContainerSpec:
     dad: bool
     addresses: tuple[Interface, ...]
     routes: tuple[Route, ...]
+    link_local: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,6 +211,8 @@ def plan(
             links.container,
             addresses=tuple(each.address for each in allocation.leases),
             routes=tuple(_resolved_routes(conf, allocation, configured_gateways)),
+            # On a bridge of a thousand, each of its multicasts is a thousand frames.
+            link_local=conf.as_reference or {each.address.version for each in allocation.leases} != {4},
         ),
         gateway=GatewaySpec(
             link=gateway_link, vlan=conf.vlan, addresses=tuple(dict.fromkeys(gateways)), force=conf.force_address

@@ -25,7 +25,7 @@ def configure_container(inside: Netlink, target: Netns, spec: ContainerSpec, for
         inside.delete_address(link.index, stale)
     for address in spec.addresses:
         inside.add_address(link.index, address, dad=spec.dad)
-    inside.set_arp_notify(link.index, up=spec.up)
+    inside.set_arp_notify(link.index, up=spec.up, link_local=spec.link_local)
     return link
 
 

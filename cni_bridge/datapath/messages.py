@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import ip_address, ip_interface, ip_network
@@ -40,7 +40,8 @@ _IFLA_TXQLEN, _IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_GROUP, _IFLA_NET_NS_FD, _IFLA
 _WITHOUT_STATISTICS = attribute(29, struct.pack("=I", 1 << 3))  # IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS
 _INFO_KIND, _INFO_DATA, _INFO_SLAVE_KIND, _INFO_SLAVE_DATA = 1, 2, 4, 5
 _VETH_INFO_PEER = 1
-_IFLA_AF_SPEC, _INET_CONF = 26, 1
+_IFLA_AF_SPEC, _INET_CONF, _INET6_ADDR_GEN_MODE = 26, 1, 8
+_IN6_ADDR_GEN_MODE_NONE = 1
 IPV4_DEVCONF_ARP_NOTIFY, IPV4_DEVCONF_ROUTE_LOCALNET = 22, 26
 _BRPORT_STATE, _BRPORT_MODE, _BRPORT_ISOLATED = 1, 4, 33
 _BR_VLAN_FILTERING, _BR_NF_CALL_IPTABLES, _BR_NF_CALL_IP6TABLES, _BR_VLAN_DEFAULT_PVID = 7, 36, 37, 39
@@ -168,10 +169,16 @@ def bridge_info(*, vlan_filtering: bool | None = None, nf_call: bool | None = No
     return nested(_IFLA_LINKINFO, attribute(_INFO_KIND, b"bridge"), data)
 
 
-def inet_conf(setting: int, value: int) -> bytes:
-    """The attribute that sets an IPv4 setting of a link, which is net.ipv4.conf.LINK.… too (linux/ip.h)."""
-    conf = nested(_INET_CONF, attribute(setting, _U32.pack(value)))
-    return nested(_IFLA_AF_SPEC, nested(socket.AF_INET, conf))
+def family_settings(ipv4: Mapping[int, int], *, link_local: bool = True) -> bytes:
+    """The attribute with a link's settings of IPv4, which are net.ipv4.conf.LINK.… too (linux/ip.h), and of IPv6.
+
+    Not `link_local`: it makes no IPv6 address of its own, and says nothing by IPv6.
+    """
+    conf = nested(_INET_CONF, *(attribute(setting, _U32.pack(value)) for setting, value in ipv4.items()))
+    families = [nested(socket.AF_INET, conf)] if ipv4 else []
+    if not link_local:
+        families.append(nested(socket.AF_INET6, attribute(_INET6_ADDR_GEN_MODE, bytes([_IN6_ADDR_GEN_MODE_NONE]))))
+    return nested(_IFLA_AF_SPEC, *families)
 
 
 def parse_link_name(payload: bytes) -> str:

@@ -134,11 +134,14 @@ class Netlink:
         self._ask(_RTM_NEWLINK, _MAKE, wanted, f"make veth {name} with peer {peer}")
 
     def set_up_port(self, name: str, *, alias: str, hairpin: bool, isolated: bool) -> None:
-        """Give a bridge port its alias, which `ip -d link` shows, and its flags."""
+        """Give a bridge port its alias, which `ip -d link` shows, and its flags; it needs no IPv6 address."""
         info = messages.port_info(hairpin=hairpin, isolated=isolated)
-        self._ask(
-            _RTM_NEWLINK, NLM_F_ACK, link_request(name=name, alias=alias, info=info), f"set up bridge port {name}"
-        )
+
+        def work(settings: bytes) -> None:
+            wanted = link_request(name=name, alias=alias, info=info + settings)
+            self._ask(_RTM_NEWLINK, NLM_F_ACK, wanted, f"set up bridge port {name}")
+
+        self._if_it_has_ipv6(work, messages.family_settings({}, link_local=False), b"")
 
     def set_alias(self, name: str, alias: str) -> None:
         """Set the link's alias, which `ip -d link` shows."""
@@ -155,15 +158,34 @@ class Netlink:
         what = f"bring {name} down"
         return self._unless(errno.ENODEV, lambda: self._ask(_RTM_NEWLINK, NLM_F_ACK, wanted, what))
 
-    def set_arp_notify(self, index: int, *, up: bool) -> None:
-        """Have the link announce its IPv4 addresses when it comes up or its MAC address is set; bring it `up` too."""
-        conf = messages.inet_conf(IPV4_DEVCONF_ARP_NOTIFY, 1)
-        wanted = link_request(index=index, flags=IFF_UP if up else 0, mask=IFF_UP if up else 0, info=conf)
-        self._ask(_RTM_NEWLINK, NLM_F_ACK, wanted, f"set arp_notify of link {index}{' and bring it up' if up else ''}")
+    def set_arp_notify(self, index: int, *, up: bool, link_local: bool) -> None:
+        """Have the link announce its IPv4 addresses when it comes up or its MAC address is set; bring it `up` too.
+
+        Not `link_local`: it makes no IPv6 address of its own.
+        """
+        flag = IFF_UP if up else 0
+        ipv4 = {IPV4_DEVCONF_ARP_NOTIFY: 1}
+
+        def work(settings: bytes) -> None:
+            request = link_request(index=index, flags=flag, mask=flag, info=settings)
+            what = f"set arp_notify of link {index}{' and bring it up' if up else ''}"
+            self._ask(_RTM_NEWLINK, NLM_F_ACK, request, what)
+
+        wanted = messages.family_settings(ipv4, link_local=link_local)
+        self._if_it_has_ipv6(work, wanted, messages.family_settings(ipv4))
+
+    def _if_it_has_ipv6(self, work: Callable[[bytes], None], with_ipv6: bytes, without: bytes) -> None:
+        """Set what is `with_ipv6`, or what is `without`: a link of less than 1,280 bytes has none, or the kernel."""
+        try:
+            work(with_ipv6)
+        except KernelRefused as error:
+            if error.errno != errno.EAFNOSUPPORT:
+                raise
+            work(without)
 
     def set_route_localnet(self, name: str, *, on: bool) -> bool:
         """Let packets from and to loopback addresses pass the link, or not; False if there is no such link."""
-        wanted = link_request(name=name, info=messages.inet_conf(IPV4_DEVCONF_ROUTE_LOCALNET, int(on)))
+        wanted = link_request(name=name, info=messages.family_settings({IPV4_DEVCONF_ROUTE_LOCALNET: int(on)}))
         what = f"set route_localnet of {name} to {int(on)}"
         return self._unless(errno.ENODEV, lambda: self._ask(_RTM_NEWLINK, NLM_F_ACK, wanted, what))
 

@@ -111,6 +111,27 @@ def test_mtu_of_all_three_links(host: Host, backed_by: str) -> None:
     assert host.links()["cni0"]["mtu"] == 1400
 
 
+@pytest.mark.parametrize(
+    ("conf", "speaks"),
+    [
+        pytest.param(bridge_conf(), False, id="IPv4 only"),
+        pytest.param(bridge_conf(mtu=1000), False, id="IPv4 only, too small for IPv6"),
+        pytest.param(bridge_conf(ipam=DUAL_STACK), True, id="both families"),
+        pytest.param(bridge_conf(ipam=None, isGateway=None, ipMasq=None), True, id="layer 2 only"),
+        pytest.param(bridge_conf(type="bridge"), True, id="as the reference"),
+    ],
+)
+def test_only_who_may_need_ipv6_speaks_it(host: Host, conf: Json, speaks: bool) -> None:
+    result = attach(host, conf)
+    script = "until ip -6 addr show dev eth0 | grep -q 'scope link'; do sleep 0.1; done"
+    host.shell(f'timeout 5 sh -c "{script}"' if speaks else "sleep 1; ! ip -6 addr show | grep 'scope link'", "a")
+    assert host.shell(f"ip -6 addr show dev {host_veth(result)}") == "", "a bridge's port"
+    host.plugin("CHECK", with_result(conf, result), "a").succeeded()
+    if conf.get("isGateway"):
+        host.ping("10.88.0.1", "a")
+    detach(host, conf)
+
+
 def test_mtu_of_an_existing_bridge_is_raised(host: Host) -> None:
     host.shell("ip link add cni0 mtu 1400 type bridge")
     attach(host, bridge_conf(mtu=9000))

@@ -132,7 +132,7 @@ class Limit:
             link = there.link(_IFNAME)
             assert link is not None
             there.add_address(link.index, address, dad=False)
-            there.set_arp_notify(link.index, up=True)
+            there.set_arp_notify(link.index, up=True, link_local=False)
             there.append_route(link.index, Route(dst=IPv4Network("0.0.0.0/0"), gw=self._subnet.network_address + 1))
             there.set_link(link.index, mac=mac)  # announces the address
         finally:
