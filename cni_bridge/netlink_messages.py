@@ -32,13 +32,14 @@ _TYPE_MASK = 0x3FFF  # NLA_TYPE_MASK
 _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
 HEADER_SIZE = _HEADER.size
 _INT = struct.Struct("=i")
+_ATTRIBUTE = struct.Struct("=HH")  # struct nlattr
 _BUFFER = 1 << 18  # bytes; the kernel fills at most 32 KiB of a dump at a time
 _ATTEMPTS = 50  # at a listing that others change
 
 
 def attribute(kind: int, value: bytes) -> bytes:
     """One attribute, padded."""
-    return struct.pack("=HH", len(value) + 4, kind) + value + bytes(-len(value) % 4)
+    return _ATTRIBUTE.pack(len(value) + 4, kind) + value + bytes(-len(value) % 4)
 
 
 def nested(kind: int, *attributes: bytes) -> bytes:
@@ -48,14 +49,21 @@ def nested(kind: int, *attributes: bytes) -> bytes:
 
 def parse_attributes(payload: bytes) -> dict[int, bytes]:
     """The attributes of a payload by their kind; the last of several."""
-    return dict(iterate_attributes(payload))
+    found, position, end = {}, 0, len(payload) - 3
+    while position < end:
+        length, kind = _ATTRIBUTE.unpack_from(payload, position)
+        if length < 4:
+            break
+        found[kind & _TYPE_MASK] = payload[position + 4 : position + length]
+        position += length + (-length % 4)
+    return found
 
 
 def iterate_attributes(payload: bytes) -> Iterator[tuple[int, bytes]]:
     """The attributes of a payload, each with its kind, in order."""
     position = 0
     while position + 4 <= len(payload):
-        length, kind = struct.unpack_from("=HH", payload, position)
+        length, kind = _ATTRIBUTE.unpack_from(payload, position)
         if length < 4:
             return
         yield kind & _TYPE_MASK, payload[position + 4 : position + length]

@@ -14,6 +14,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1
 _ATTEMPTS = 100  # at making a folder that others take away
+_PATHS_KEPT = 256  # each request comes to the same ones several times
 
 
 class Owned(Protocol):
@@ -47,6 +49,7 @@ class Records(Generic[R]):
     def __init__(self, directory: Path, kind: type[R]) -> None:
         self._directory = directory
         self._kind = kind
+        self._path = lru_cache(maxsize=_PATHS_KEPT)(partial(_path_of, directory))
 
     def read(self, owner: Owner) -> R | None:
         """The owner's attachment; None if there is no record."""
@@ -173,9 +176,6 @@ class Records(Generic[R]):
         if not os.access(self._directory, os.W_OK | os.X_OK):
             raise CniError(Code.IO_FAILURE, f"{self._directory} is not writable, so no attachment can be recorded")
 
-    def _path(self, owner: Owner) -> Path:
-        return self._directory / file_name(owner.network) / f"{file_name(f'{owner.container_id}:{owner.ifname}')}.json"
-
     def _parse(self, text: bytes, path: Path) -> R:
         try:
             document = json.loads(text)
@@ -188,6 +188,11 @@ class Records(Generic[R]):
             ) from None
 
 
+def _path_of(directory: Path, owner: Owner) -> Path:
+    return directory / file_name(owner.network) / f"{file_name(f'{owner.container_id}:{owner.ifname}')}.json"
+
+
+@lru_cache(maxsize=_PATHS_KEPT)
 def _draft_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.new")
 

@@ -100,7 +100,7 @@ async def answer(
             raise Declined
         result = await _within(engine, plugin, request)
         with step("reply"):
-            stdout = json.dumps(render(result, request.version), indent=4) if result is not None else ""
+            stdout = json.dumps(render(result, request.version)) if result is not None else ""
         return Answer(status=0, stdout=stdout)
     except Declined:
         raise

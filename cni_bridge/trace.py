@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -52,18 +50,21 @@ def begin(*, received_since: float | None = None) -> Trace:
     return trace
 
 
-@contextmanager
-def step(name: str) -> Iterator[None]:
+class step:
     """What the block takes belongs to the step of that name; one may run beside another, in a thread of its own."""
-    trace = _current.get()
-    if trace is None:
-        yield
-        return
-    began = time.perf_counter()
-    try:
-        yield
-    finally:
-        trace.add(name, began, time.perf_counter())
+
+    __slots__ = ("_began", "_name")
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __enter__(self) -> None:
+        self._began = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        trace = _current.get()
+        if trace is not None:
+            trace.add(self._name, self._began, time.perf_counter())
 
 
 def count(what: str) -> None:

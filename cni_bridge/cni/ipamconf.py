@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cni_bridge.cni.errors import InvalidConfig
 from cni_bridge.cni.fields import Fields, as_objects, parse_address, parse_interface, parse_network
 from cni_bridge.cni.netconf import MAX_VLAN
+from cni_bridge.cni.remembered import Remembered
 from cni_bridge.cni.request import Request, blame_args
 from cni_bridge.cni.result import parse_route
 from ipam.api import (
@@ -59,9 +60,16 @@ class IpamConf:
         )
 
 
+_known: Remembered[IpamConf] = Remembered()
+
+
 def parse_ipam(request: Request, *, first_may_be_claimed: bool = False) -> IpamConf:
     """The request's `ipam` section; `first_may_be_claimed` as in `ipam.ranges.build_range`."""
-    config = request.config
+    conf = _known.of(request, first_may_be_claimed, read=lambda: _parse_config(request.config, first_may_be_claimed))
+    return _with_args(conf, request) if request.args else conf
+
+
+def _parse_config(config: Fields, first_may_be_claimed: bool) -> IpamConf:
     if not config.has("ipam"):
         raise InvalidConfig("IPAM config missing 'ipam' key")
     section = config.object("ipam")
@@ -79,9 +87,8 @@ def parse_ipam(request: Request, *, first_may_be_claimed: bool = False) -> IpamC
     return IpamConf(
         range_sets=require_apart(tuple(sets)),
         gateways=frozenset(each for each in gateways if each is not None),
-        requested=_requested(request),
-        sticky=config.object("args").object("cni").string("sticky") or request.args.get("STICKY", ""),
-        name="/".join(filter(None, (request.args.get(f"K8S_POD_{key}", "") for key in ("NAMESPACE", "NAME")))),
+        requested=_requested(config),
+        sticky=config.object("args").object("cni").string("sticky"),
         links=_own_links(config),
         allow_overlap=section.boolean("allowOverlap"),
         routes=tuple(parse_route(each) for each in section.objects("routes")),
@@ -151,14 +158,25 @@ def _build(fields: Fields, first_may_be_claimed: bool) -> Range:
         raise InvalidConfig(f"{fields.path}: {error}") from None
 
 
-def _requested(request: Request) -> tuple[Address, ...]:
-    """Requested addresses of all three sources, in the reference's order; a prefix length is ignored, as there."""
-    config = request.config
+def _requested(config: Fields) -> tuple[Address, ...]:
+    """Requested addresses of two of three sources, in the reference's order; a prefix length is ignored, as there."""
     from_args = config.object("args").object("cni")
-    sources = [("CNI_ARGS IP", text) for text in filter(None, [request.args.get("IP", "")])]
-    for fields in (from_args, config.object("runtimeConfig")):
-        sources += [(f"{fields.at('ips')}[{i}]", text) for i, text in enumerate(fields.strings("ips"))]
-    return tuple(_parse_requested(text, path) for path, text in sources)
+    return tuple(
+        _parse_requested(text, f"{fields.at('ips')}[{i}]")
+        for fields in (from_args, config.object("runtimeConfig"))
+        for i, text in enumerate(fields.strings("ips"))
+    )
+
+
+def _with_args(conf: IpamConf, request: Request) -> IpamConf:
+    """With what `CNI_ARGS` says too: an address goes before all others."""
+    address, sticky = request.args.get("IP", ""), request.args.get("STICKY", "")
+    return replace(
+        conf,
+        requested=(*((_parse_requested(address, "CNI_ARGS IP"),) if address else ()), *conf.requested),
+        sticky=conf.sticky or sticky,
+        name="/".join(filter(None, (request.args.get(f"K8S_POD_{key}", "") for key in ("NAMESPACE", "NAME")))),
+    )
 
 
 def _parse_requested(text: str, path: str) -> Address:

@@ -10,6 +10,7 @@ from cni_bridge.cni.errors import InvalidConfig
 from cni_bridge.cni.fields import Fields
 from cni_bridge.cni.mac import parse_mac
 from cni_bridge.cni.ports import PortMapping, parse_port_mappings
+from cni_bridge.cni.remembered import Remembered
 from cni_bridge.cni.request import Request
 from cni_bridge.cni.result import Result, parse_dns, parse_previous, parse_runtime_dns
 from cni_bridge.cni.shaping import Shaping, parse_shaping
@@ -85,8 +86,16 @@ class NetConf:
     prev_result: Result | None
 
 
+_known: Remembered[NetConf] = Remembered()
+
+
 def parse_netconf(request: Request) -> NetConf:
     """The request's configuration; a value that cannot be used is refused with its key."""
+    asked = (request.owner.ifname, request.args.get("MAC", ""))
+    return _known.of(request, *asked, read=lambda: _parse_netconf(request))
+
+
+def _parse_netconf(request: Request) -> NetConf:
     config = request.config
     ipam_type = parse_ipam_type(config)
     conf = NetConf(

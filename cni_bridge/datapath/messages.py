@@ -138,7 +138,9 @@ def link_request(
 
 def link_question(*, index: int = 0, name: str = "", master: int | None = None) -> bytes:
     """A message that asks for a link, or lists those with that master."""
-    return link_request(index=index, name=name, master=master, info=_WITHOUT_STATISTICS)
+    named = attribute(_IFLA_IFNAME, name.encode() + b"\0") if name else b""
+    below = attribute(_IFLA_MASTER, _U32.pack(master)) if master is not None else b""
+    return _IFINFO.pack(socket.AF_UNSPEC, 0, index, 0, 0) + named + below + _WITHOUT_STATISTICS
 
 
 def kind_info(kind: str) -> bytes:
@@ -152,6 +154,7 @@ def veth_info(peer: bytes) -> bytes:
     return nested(_IFLA_LINKINFO, attribute(_INFO_KIND, b"veth"), data)
 
 
+@lru_cache
 def port_info(*, hairpin: bool, isolated: bool) -> bytes:
     """The attribute with the flags of a bridge port."""
     flags = (attribute(_BRPORT_MODE, bytes([hairpin])), attribute(_BRPORT_ISOLATED, bytes([isolated])))

@@ -55,6 +55,9 @@ _RTM_NEWROUTE, _RTM_DELROUTE, _RTM_GETROUTE = 24, 25, 26
 _RTM_GETNSID = 90
 _GET = 2
 _MAKE = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL
+_SILENT = messages.family_settings({}, link_local=False)
+_NOTIFYING = messages.family_settings({IPV4_DEVCONF_ARP_NOTIFY: 1})
+_NOTIFYING_AND_SILENT = messages.family_settings({IPV4_DEVCONF_ARP_NOTIFY: 1}, link_local=False)
 
 
 class Netlink:
@@ -141,7 +144,7 @@ class Netlink:
             wanted = link_request(name=name, alias=alias, info=info + settings)
             self._ask(_RTM_NEWLINK, NLM_F_ACK, wanted, f"set up bridge port {name}")
 
-        self._if_it_has_ipv6(work, messages.family_settings({}, link_local=False), b"")
+        self._if_it_has_ipv6(work, _SILENT, b"")
 
     def set_alias(self, name: str, alias: str) -> None:
         """Set the link's alias, which `ip -d link` shows."""
@@ -164,15 +167,13 @@ class Netlink:
         Not `link_local`: it makes no IPv6 address of its own.
         """
         flag = IFF_UP if up else 0
-        ipv4 = {IPV4_DEVCONF_ARP_NOTIFY: 1}
 
         def work(settings: bytes) -> None:
             request = link_request(index=index, flags=flag, mask=flag, info=settings)
             what = f"set arp_notify of link {index}{' and bring it up' if up else ''}"
             self._ask(_RTM_NEWLINK, NLM_F_ACK, request, what)
 
-        wanted = messages.family_settings(ipv4, link_local=link_local)
-        self._if_it_has_ipv6(work, wanted, messages.family_settings(ipv4))
+        self._if_it_has_ipv6(work, _NOTIFYING if link_local else _NOTIFYING_AND_SILENT, _NOTIFYING)
 
     def _if_it_has_ipv6(self, work: Callable[[bytes], None], with_ipv6: bytes, without: bytes) -> None:
         """Set what is `with_ipv6`, or what is `without`: a link of less than 1,280 bytes has none, or the kernel."""
