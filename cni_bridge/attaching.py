@@ -6,6 +6,7 @@ import logging
 from dataclasses import replace
 from functools import cached_property, partial
 
+from cni_bridge.cni.errors import CniError
 from cni_bridge.cni.ipamconf import IpamConf
 from cni_bridge.cni.netconf import Backend, NetConf
 from cni_bridge.cni.request import Request
@@ -27,7 +28,7 @@ class Attaching:
     """One ADD. `recorded` is the attachment that an earlier request for the same made; `undo` takes effects back.
 
     Whoever calls holds the owner's lock, and from `complete` on shares that of the rules, and has that of the ports if
-    some are published. `close` it in the end.
+    some are published. `close` it in the end, or `end` it if all went well.
     """
 
     attachment: Attachment  # as it is made, once it is recorded
@@ -60,6 +61,17 @@ class Attaching:
     def close(self) -> None:
         """Close what was opened; in any thread."""
         self._joining.close()
+
+    def end(self) -> None:
+        """Let the neighbours know, which the answer need not wait for, and close what was opened."""
+        try:
+            self._joining.notify_neighbours()
+        except CniError as error:
+            log.warning(
+                "whoever sent to an address of %s before may not find it at once: %s", self._request.owner, error
+            )
+        finally:
+            self.close()
 
     def connect(self) -> bool:
         """Make its veth, for which no address is needed; whether the rules of others have to be restored now."""

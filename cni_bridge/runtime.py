@@ -78,6 +78,10 @@ class Runtime:
         """
         return await self._patiently(partial(self._in_kernel_thread, partial(function, *args, **kwargs)))
 
+    def leave_to_host(self, function: Callable[[], object]) -> None:
+        """Have the kernel thread run the function, which does not fail, when it comes to it; nobody waits."""
+        self.kernel_thread.submit(copy_context().run, function)
+
     async def with_rules(self, change: Callable[[], T], *, alone: bool = False, ports: bool = False) -> T:
         """The same while nobody takes a network's rules away, or, if `alone`, changes any.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import closing
+from contextlib import ExitStack
 from functools import partial
 
 from cni_bridge import waiting
@@ -68,7 +68,9 @@ async def add(rt: Runtime, request: Request) -> Result:
                     rt.records.announce(request.owner, conf.ipam_type)
                 undo.push(partial(release, rt, request, conf.ipam_type, request.owner))
                 undo.push(partial(rt.on_host, rt.records.retire, request.owner))
-                with closing(Attaching(rt, request, conf, addresses, target, recorded, undo)) as attaching:
+                with ExitStack() as unfinished:
+                    attaching = Attaching(rt, request, conf, addresses, target, recorded, undo)
+                    unfinished.callback(attaching.close)
                     asking = _allocate(rt, request, conf, ipam, wanted, recorded)
                     if conf.ipam_type and rt.find_ipam(request, conf.ipam_type).executes:
                         # It would go on by itself if this process were killed, and come after whoever repeats this.
@@ -84,6 +86,8 @@ async def add(rt: Runtime, request: Request) -> Result:
                         await _finish(rt, request, attaching)
                     if not attaching.is_held:
                         await rt.with_rules(attaching.hold, ports=bool(conf.ports))
+                    unfinished.pop_all()
+                    rt.leave_to_host(attaching.end)
     return build_result(conf, attaching.attachment, made, request.netns)
 
 

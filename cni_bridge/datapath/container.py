@@ -41,14 +41,12 @@ def has_own_addresses(inside: Netlink, link: Link, spec: ContainerSpec) -> bool:
 
 
 def finish_container(inside: Netlink, link: Link, spec: ContainerSpec) -> None:
-    """Give the interface its routes and let the neighbours know it."""
+    """Give the interface its routes."""
     for route in spec.routes:
         inside.append_route(link.index, route)
-    if spec.up:
-        _announce(inside, link)
 
 
-def _announce(inside: Netlink, link: Link) -> None:
+def notify_neighbours(inside: Netlink, link: Link) -> None:
     """Tell the neighbours of the interface's addresses, once its frames pass.
 
     Without it, whoever talked to an address's former holder goes on sending to the old MAC address for a while. The

@@ -14,6 +14,7 @@ from cni_bridge.datapath.container import (
     configure_container,
     finish_container,
     has_own_addresses,
+    notify_neighbours,
 )
 from cni_bridge.datapath.messages import Link
 from cni_bridge.datapath.netns import Netns
@@ -94,7 +95,7 @@ class Joining:
         )
 
     def finish(self) -> bool:
-        """Give the container its routes and announce it, once its frames pass and its addresses are its own.
+        """Give the container its routes, once its frames pass and its addresses are its own.
 
         False if that is not so yet: whoever asks can wait, but this thread has others to serve.
         """
@@ -106,6 +107,11 @@ class Joining:
                 return False
             finish_container(self._inside, self._container, spec)
         return True
+
+    def notify_neighbours(self) -> None:
+        """Tell everybody on the bridge who has the addresses now: a frame to each port, which takes the kernel long."""
+        if self._spec.up:
+            notify_neighbours(self._inside, self._container)
 
     def _give_gateway(self) -> Link:
         """The link that has the gateway addresses, and is routed; the bridge if there are none."""
