@@ -112,7 +112,6 @@ class Attaching:
         """Make the rules of the attachment, whose links are ready."""
         rt, attachment = self._rt, self.attachment
         wished = publications_of(attachment.policies)
-        self._undo.push(partial(rt.on_host, change_rules, rt, attachment.policies, ()))
         if wished:
             attachment = self._serving(attachment, wished)
         with step("rules"):

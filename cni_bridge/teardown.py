@@ -30,20 +30,32 @@ async def detach(rt: Runtime, request: Request, attachment: Attachment, failures
     """Remove all of the attachment: links, then rules, then addresses.
 
     So nobody sends without the rules, or from an address that he has no more; a port that cannot be deleted is brought
-    down. Before the addresses go, the record retires.
+    down. No address is given back as long as rules lead to it, or are made anew from the record.
     """
     try:
         await remove_links(rt, attachment)
     except CniError as error:
         failures.note(error)
         await failures.collect(rt.on_host(rt.datapath.silence, attachment.port.name))
-    await failures.collect(remove_rules(rt, attachment))
     try:
+        await remove_rules(rt, attachment)
         rt.records.retire(attachment.owner)
     except CniError as error:
         failures.note(error)
+        return
     if attachment.ipam_type:
         await failures.collect(release(rt, request, attachment.ipam_type, attachment.owner))
+
+
+async def take_back(rt: Runtime, request: Request, ipam_type: str) -> None:
+    """Remove the rules and the addresses of an ADD that failed, as far as it has come to them, and its record."""
+    async with rt.rules_lock.held(alone=False):  # nobody makes rules anew from the record until it has retired
+        recorded = rt.records.read(request.owner)
+        if recorded is not None:
+            await remove_rules(rt, recorded)
+            rt.records.retire(request.owner)
+    await release(rt, request, ipam_type, request.owner)
+    rt.records.remove(request.owner)
 
 
 async def remove_links(rt: Runtime, attachment: Attachment) -> None:

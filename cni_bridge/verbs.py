@@ -35,7 +35,7 @@ from cni_bridge.restoring import restore, restore_if_flushed
 from cni_bridge.rules import forget_link, missing_rules
 from cni_bridge.runtime import Runtime
 from cni_bridge.tag import container_mac, host_ifname
-from cni_bridge.teardown import detach, lenient, release, tear_down, tear_down_unrecorded
+from cni_bridge.teardown import detach, lenient, release, take_back, tear_down, tear_down_unrecorded
 from cni_bridge.trace import step
 from cni_bridge.undo import Undo
 from ipam.api import Allocation, Dns, Ipam, Owner, Wanted
@@ -59,15 +59,13 @@ async def add(rt: Runtime, request: Request) -> Result:
         mac = conf.mac or container_mac(request.owner)
         wanted = addresses.wanted(request.owner, dns, netns=target.ref, mac=mac)
         async with rt.locked(request.owner), rt.ipam(request, conf.ipam_type) as ipam:
-            recorded = await _earlier_attachment(rt, request, target)
+            recorded = await _earlier_attachment(rt, request, conf, target)
             # A repeat that fails takes nothing back, for the container may be using what an earlier request made.
             async with Undo(active=recorded is None) as undo:
                 undo.push(partial(forget_link, rt, request.owner.network))
-                undo.push(partial(rt.on_host, rt.records.remove, request.owner))
+                undo.push(partial(take_back, rt, request, conf.ipam_type))
                 if recorded is None:
                     rt.records.announce(request.owner, conf.ipam_type)
-                undo.push(partial(release, rt, request, conf.ipam_type, request.owner))
-                undo.push(partial(rt.on_host, rt.records.retire, request.owner))
                 with ExitStack() as unfinished:
                     attaching = Attaching(rt, request, conf, addresses, target, recorded, undo)
                     unfinished.callback(attaching.close)
@@ -188,26 +186,31 @@ OPERATIONS: Mapping[Command, Callable[[Runtime, Request], Awaitable[Result | Non
 }
 
 
-async def _earlier_attachment(rt: Runtime, request: Request, target: netns.Netns) -> Attachment | None:
+async def _earlier_attachment(rt: Runtime, request: Request, conf: NetConf, target: netns.Netns) -> Attachment | None:
     """What an earlier ADD of this owner attached, if this one asks for the same; anything else is removed first."""
     recorded = rt.records.read(request.owner)
     if recorded is None:
-        await _tear_down_announced(rt, request)
+        await _tear_down_announced(rt, request, conf)
         return None
     if recorded.netns.same_as(target.ref) and recorded.request == request.digest:
         return recorded
     log.info("%s was attached otherwise: attaching it anew", request.owner)
     async with rt.rules_lock.held(alone=False):  # nobody makes rules anew from the record until it is gone
         await tear_down(rt, recorded)
-        if recorded.ipam_type and not rt.find_ipam(request, recorded.ipam_type).own:
-            rt.records.retire(request.owner)
-            await release(rt, request, recorded.ipam_type, request.owner)  # our own gives the same address again
+        rt.records.retire(request.owner)
+        await _release_unless_given_again(rt, request, conf, recorded.ipam_type)
         rt.records.remove(request.owner)
     return None
 
 
-async def _tear_down_announced(rt: Runtime, request: Request) -> None:
-    """Remove what an ADD or a DEL left that was killed, or failed; our own IPAM gives the same address again."""
+async def _release_unless_given_again(rt: Runtime, request: Request, conf: NetConf, ipam_type: str) -> None:
+    """Give back what the owner has of that IPAM; our own gives the same address again, if it is asked."""
+    if ipam_type and not all(each and rt.find_ipam(request, each).own for each in (ipam_type, conf.ipam_type)):
+        await release(rt, request, ipam_type, request.owner)
+
+
+async def _tear_down_announced(rt: Runtime, request: Request, conf: NetConf) -> None:
+    """Remove what an ADD or a DEL left that was killed, or failed."""
     ipam_type = rt.records.announced(request.owner)
     if ipam_type is None:
         return
@@ -215,8 +218,7 @@ async def _tear_down_announced(rt: Runtime, request: Request) -> None:
     await rt.on_host(rt.datapath.detach_unrecorded, request.owner, "", "")
     for firewall in rt.firewalls.values():
         await rt.on_host(firewall.forget, request.owner)
-    if ipam_type and not rt.find_ipam(request, ipam_type).own:
-        await release(rt, request, ipam_type, request.owner)
+    await _release_unless_given_again(rt, request, conf, ipam_type)
 
 
 async def _allocate(

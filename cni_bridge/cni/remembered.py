@@ -30,4 +30,6 @@ class Remembered(Generic[T]):
             value = self._values[key] = read()
             if len(self._values) > _MOST:
                 self._values.popitem(last=False)
+        else:
+            self._values.move_to_end(key)
         return value

@@ -53,7 +53,9 @@ def notify_neighbours(inside: Netlink, link: Link) -> None:
     kernel does it when a MAC address is set, also to what it was, as arp_notify and ndisc_notify say. A packet socket
     could too, but to close one takes as long as all the rest: the kernel waits for every CPU.
     """
-    inside.set_link(link.index, mac=link.mac)
+    now = inside.link_at(link.index)  # somebody may have set another MAC address, or taken it away
+    if now is not None:
+        inside.set_link(now.index, mac=now.mac)
 
 
 def missing_container(inside: Netlink, spec: ContainerSpec, expected: Result, where: NetnsRef) -> list[str]:

@@ -16,6 +16,7 @@ from types import TracebackType
 
 from cni_bridge.cni.errors import CniError, KernelRefused, as_cni_error
 from cni_bridge.datapath.departures import Departures
+from cni_bridge.datapath.messages import Link
 from cni_bridge.datapath.netlink import Netlink
 from cni_bridge.tag import MARK
 
@@ -57,10 +58,12 @@ class LinkDeleter:
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="deleter")
         self._sockets: list[Netlink] = []  # that no thread is using
+        self._names: dict[int, str] = {}  # by index, of the links that threads delete
         self._waiting: list[_Wish] = []
         self._going: list[_Wish] = []
         self._working: set[asyncio.Task[None]] = set()
         self._departures: Departures | None = None
+        self._listening: asyncio.AbstractEventLoop | None = None
 
     def __enter__(self) -> LinkDeleter:
         return self
@@ -69,15 +72,16 @@ class LinkDeleter:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._threads.shutdown()
+        self._listen_no_more()
         for each in self._sockets:
             each.close()
         if self._departures is not None:
             self._departures.close()
 
     async def delete(self, names: Sequence[str]) -> None:
-        """Return when nobody can find links of the host with these names any more; gone already is success.
+        """Return when nobody can find the links of the host with these names any more; gone already is success.
 
-        A caller that leaves does not stop it.
+        What was begun is ended, though the caller's time is over: those who come after may make such links anew.
         """
         wish = _Wish(set(names), asyncio.get_running_loop().create_future())
         self._waiting.append(wish)
@@ -85,85 +89,120 @@ class LinkDeleter:
             task = asyncio.create_task(self._delete_waiting())
             self._working.add(task)
             task.add_done_callback(self._working.discard)
-        await asyncio.shield(wish.done)
+        try:
+            await asyncio.shield(wish.done)
+        except asyncio.CancelledError:
+            if wish in self._waiting:
+                self._waiting.remove(wish)
+            else:
+                await asyncio.wait([wish.done])
+            raise
 
     async def _delete_waiting(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        try:
+            while self._waiting:
+                batch, self._waiting = self._waiting[:_MOST_AT_ONCE], self._waiting[_MOST_AT_ONCE:]
+                await self._delete_batch(batch)
+        finally:
+            self._working.discard(task)  # at once: who comes now has to find another
+            if not self._working:
+                self._listen_no_more()
+
+    async def _delete_batch(self, batch: list[_Wish]) -> None:
         loop = asyncio.get_running_loop()
-        while self._waiting:
-            batch, self._waiting = self._waiting[:_MOST_AT_ONCE], self._waiting[_MOST_AT_ONCE:]
-            names = list(dict.fromkeys(name for each in batch for name in each.names))
+        names = list(dict.fromkeys(name for each in batch for name in each.names))
+        self._going += batch
+        try:
             self._listen(loop)
-            self._going += batch
-            try:
-                refused = await loop.run_in_executor(self._threads, self._delete, names)
-            except Exception as error:  # each caller is told, whatever it is
-                refused = dict.fromkeys(names, as_cni_error(error))
-            for each in batch:
-                self._going.remove(each)
-                each.end(next((refused[name] for name in each.names if name in refused), None))
-            if not self._going and self._departures is not None:
-                loop.remove_reader(self._departures)
+            refused = await loop.run_in_executor(self._threads, self._delete, names)
+        except Exception as error:  # each caller is told, whatever it is
+            refused = dict.fromkeys(names, as_cni_error(error))
+        for each in batch:
+            self._going.remove(each)
+            each.end(next((refused[name] for name in each.names if name in refused), None))
 
     def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Hear what goes from now on; where that is not to be had, the threads tell in the end."""
+        """Hear what goes; where that is not to be had, the threads tell in the end."""
+        if self._listening is not None:
+            return
         try:
             if self._departures is None:
                 self._departures = Departures()
+            loop.add_reader(self._departures, self._hear)
         except OSError as error:
             log.info("the kernel does not tell which links are gone: %s", error.strerror)
             return
-        self._hear()  # what went before, and may have been made anew, is not meant
-        loop.add_reader(self._departures, self._hear)
+        self._listening = loop
+
+    def _listen_no_more(self) -> None:
+        if self._listening is not None and not self._listening.is_closed() and self._departures is not None:
+            self._listening.remove_reader(self._departures)
+        self._listening = None
 
     def _hear(self) -> None:
         assert self._departures is not None
-        for name in self._departures.names():
-            for each in self._going:
+        for index in self._departures.indexes():
+            name = self._names.pop(index, None)
+            for each in self._going if name is not None else ():
                 if name in each.names:
                     each.is_gone(name)
 
     def _delete(self, names: Sequence[str]) -> dict[str, CniError]:
         """The links that the kernel refuses to delete, each with its reason; in one of the threads."""
-        netlink = self._sockets.pop() if self._sockets else Netlink()
         try:
-            return _delete(netlink, names)
+            netlink = self._sockets.pop()
+        except IndexError:
+            netlink = Netlink()
+        refused: dict[str, CniError] = {}
+        links: list[Link] = []
+        try:
+            for name in names:
+                try:
+                    link = netlink.link(name)
+                except CniError as error:
+                    refused[name] = error
+                else:
+                    links += [link] if link is not None else []
+            # From here on by index: as soon as a link is gone, its name may be another one's.
+            self._names.update({each.index: each.name for each in links})
+            return {**refused, **_delete(netlink, links)}
         finally:
+            for each in links:
+                self._names.pop(each.index, None)
             self._sockets.append(netlink)
 
 
-def _delete(netlink: Netlink, names: Sequence[str]) -> dict[str, CniError]:
-    if len(names) > 1:
+def _delete(netlink: Netlink, links: Sequence[Link]) -> dict[str, CniError]:
+    if len(links) > 1:
         try:
-            _delete_together(netlink, names)
+            _delete_together(netlink, links)
             return {}
         except CniError as error:
-            log.info("deleting %d links one by one: %s", len(names), error.msg)
+            log.info("deleting %d links one by one: %s", len(links), error.msg)
     refused: dict[str, CniError] = {}
-    for name in names:
+    for link in links:
         try:
-            netlink.delete_link(name)
+            netlink.delete_this(link)
         except CniError as error:
-            refused[name] = error
+            refused[link.name] = error
     return refused
 
 
-def _delete_together(netlink: Netlink, names: Sequence[str]) -> None:
+def _delete_together(netlink: Netlink, links: Sequence[Link]) -> None:
     """Delete the links as one group, which takes as long as one of them.
 
     It hits whatever is in the group, so the group is a number that nobody else has drawn, the links are put into it
     by their indexes, and those that do not carry our mark are left out.
     """
     group = 1 << 30 | secrets.randbits(30)
-    members = []
-    for name in names:
-        link = netlink.link(name)
-        if link is None:
-            continue
-        if not link.alias.startswith(MARK):
-            netlink.delete_link(name)
-            continue
+    members = [each for each in links if each.alias.startswith(MARK)]
+    for link in links:
+        if link not in members:
+            netlink.delete_this(link)
+    for link in members:
         netlink.set_link(link.index, group=group)
-        members.append(link)
     for link in members:
         found = netlink.link_at(link.index)
         if found is not None and (found.name, found.alias, found.group) != (link.name, link.alias, group):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
 from array import array
 from collections.abc import Iterator
 
-from cni_bridge.datapath.messages import parse_link_name
+from cni_bridge.datapath.messages import parse_link_index
 from cni_bridge.netlink_messages import HEADER_SIZE
 
 _NETLINK_ROUTE = 0
@@ -58,13 +59,13 @@ class Departures:
         """The descriptor, which is readable when there is news."""
         return self._socket.fileno()
 
-    def names(self) -> Iterator[str]:
+    def indexes(self) -> Iterator[int]:
         """The links that went since the last time, without waiting. Some may be missing if they were very many."""
         while True:
             try:
                 message = self._socket.recv(_BUFFER)
-            except BlockingIOError:
+            except OSError as error:
+                if error.errno == errno.ENOBUFS:  # not all of it fit
+                    continue
                 return
-            except OSError:  # ENOBUFS: not all of it fit
-                continue
-            yield parse_link_name(message[HEADER_SIZE:])
+            yield parse_link_index(message[HEADER_SIZE:])

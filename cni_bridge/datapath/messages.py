@@ -184,9 +184,10 @@ def family_settings(ipv4: Mapping[int, int], *, link_local: bool = True) -> byte
     return nested(_IFLA_AF_SPEC, *families)
 
 
-def parse_link_name(payload: bytes) -> str:
-    """The name of the link in a message."""
-    return _text(parse_attributes(payload[_IFINFO.size :]).get(_IFLA_IFNAME, b""))
+def parse_link_index(payload: bytes) -> int:
+    """The index of the link in a message."""
+    index: int = _IFINFO.unpack_from(payload)[2]
+    return index
 
 
 def parse_link(payload: bytes) -> Link:

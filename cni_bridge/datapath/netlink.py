@@ -275,6 +275,11 @@ class Netlink:
             errno.ENODEV, lambda: self._ask(_RTM_DELLINK, NLM_F_ACK, link_request(name=name), f"delete link {name}")
         )
 
+    def delete_this(self, link: Link) -> bool:
+        """Delete the link, and none that has its name by now; False if it is not there."""
+        wanted, what = link_request(index=link.index), f"delete link {link.name}"
+        return self._unless(errno.ENODEV, lambda: self._ask(_RTM_DELLINK, NLM_F_ACK, wanted, what))
+
     def delete_group(self, group: int) -> None:
         """Delete every link of the group; none of them, if one cannot be deleted."""
         self._ask(_RTM_DELLINK, NLM_F_ACK, link_request(group=group), f"delete the links of group {group}")

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
@@ -14,6 +15,7 @@ import pytest
 from cni_bridge.cni.errors import CniError
 from cni_bridge.datapath import netns
 from cni_bridge.datapath.deletion import LinkDeleter
+from cni_bridge.datapath.messages import Link
 from cni_bridge.datapath.netlink import Netlink
 from cni_bridge.tag import MARK
 from tests.support.host import Host
@@ -106,32 +108,32 @@ def test_what_the_kernel_refuses_is_told_to_its_caller_only(place: Place, monkey
     def refuse(netlink: Netlink, group: int) -> None:
         raise CniError(105, "refused")
 
-    delete_link = Netlink.delete_link
+    delete_this = Netlink.delete_this
 
-    def refuse_b(netlink: Netlink, name: str) -> bool:
-        if name == "b":
+    def refuse_b(netlink: Netlink, link: Link) -> bool:
+        if link.name == "b":
             raise CniError(105, "b is refused")
-        return delete_link(netlink, name)
+        return delete_this(netlink, link)
 
     monkeypatch.setattr(Netlink, "delete_group", refuse)
-    monkeypatch.setattr(Netlink, "delete_link", refuse_b)
+    replace_deletion(monkeypatch, refuse_b)
     told = place.delete(("a",), ("b",), ("c",))
     assert [str(each) if each else None for each in told] == [None, "b is refused", None]
     assert place.names() == {"b", "bp"}
 
 
-def replace_deletion(monkeypatch: pytest.MonkeyPatch, work: Callable[[Netlink, str], bool]) -> None:
-    monkeypatch.setattr(Netlink, "delete_link", work)
+def replace_deletion(monkeypatch: pytest.MonkeyPatch, work: Callable[[Netlink, Link], bool]) -> None:
+    monkeypatch.setattr(Netlink, "delete_this", work)
 
 
 def test_a_caller_is_told_when_nobody_finds_it_not_when_it_is_freed(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place.make("a", "b")
-    delete_link, freed, waited = Netlink.delete_link, threading.Event(), list[bool]()
+    delete_this, freed, waited = Netlink.delete_this, threading.Event(), list[bool]()
 
-    def free_late(netlink: Netlink, name: str) -> bool:
-        was_there = delete_link(netlink, name)
+    def free_late(netlink: Netlink, link: Link) -> bool:
+        was_there = delete_this(netlink, link)
         waited.append(freed.wait(30))
         return was_there
 
@@ -153,11 +155,10 @@ def test_nothing_else_counts_as_gone(place: Place, monkeypatch: pytest.MonkeyPat
     bridge, port = place.netlink.link("br"), place.netlink.link("a")
     assert bridge is not None and port is not None
     place.netlink.set_link(port.index, master=bridge.index)
-    delete_link = Netlink.delete_link
 
-    def refuse(netlink: Netlink, name: str) -> bool:
+    def refuse(netlink: Netlink, link: Link) -> bool:
         netlink.set_link(port.index, master=0)
-        delete_link(netlink, "other")
+        netlink.delete_link("other")
         raise CniError(105, "refused")
 
     replace_deletion(monkeypatch, refuse)
@@ -189,14 +190,70 @@ def test_more_news_than_fit_do_no_harm(place: Place) -> None:
     assert place.names() == set()
 
 
-def test_a_caller_that_leaves_does_not_stop_the_deletion(place: Place) -> None:
-    place.make("a")
+def test_a_caller_that_leaves_takes_what_was_not_begun_with_him(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.make("a", "b")
+    delete_this, begun = Netlink.delete_this, asyncio.Event()
+    loop: list[asyncio.AbstractEventLoop] = []
+
+    def slowly(netlink: Netlink, link: Link) -> bool:
+        loop[0].call_soon_threadsafe(begun.set)
+        time.sleep(0.2)
+        return delete_this(netlink, link)
+
+    replace_deletion(monkeypatch, slowly)
+    monkeypatch.setattr("cni_bridge.datapath.deletion._THREADS", 1)
 
     async def leave() -> None:
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0):
-                await place.deleter.delete(("a",))
-        await asyncio.sleep(0.2)
+        loop.append(asyncio.get_running_loop())
+        going = asyncio.create_task(place.deleter.delete(("a",)))
+        await begun.wait()
+        queued = asyncio.create_task(place.deleter.delete(("b",)))
+        await asyncio.sleep(0)
+        for each in (queued, going):
+            each.cancel()
+            await asyncio.wait([each])
+            assert each.cancelled()
+        assert place.names() == {"b", "bp"}, "what was begun is ended before its caller leaves"
 
     asyncio.run(leave())
+
+
+def test_a_name_that_another_link_has_by_now_is_not_meant(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.make("a", "b")
+
+    def make_anew_then_refuse(netlink: Netlink, group: int) -> None:
+        for _ in range(2):
+            place.netlink.delete_link("a")
+            place.make("a")
+        raise CniError(105, "refused")
+
+    monkeypatch.setattr(Netlink, "delete_group", make_anew_then_refuse)
+    assert place.delete(("a",), ("b",)) == [None, None]
+    assert place.names() == {"a", "ap"}
+
+
+def test_nobody_is_forgotten_when_all_threads_end_at_once(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"v{number}" for number in range(24)]
+    place.make(*names)
+
+    async def work() -> None:
+        for first in range(0, len(names), 8):
+            eight = [asyncio.create_task(place.deleter.delete((each,))) for each in names[first : first + 8]]
+            time.sleep(0.1)  # noqa: ASYNC251 - so that the loop comes to all that has happened at once
+            await asyncio.wait(eight)
+            await place.deleter.delete(("none",))
+
+    asyncio.run(asyncio.wait_for(work(), 20))
     assert place.names() == set()
+
+
+def test_news_after_the_end_are_nobodys(place: Place) -> None:
+    place.make("a", "b")
+
+    async def work() -> None:
+        await place.deleter.delete(("a",))
+        place.netlink.delete_link("b")  # there is news to read
+        place.deleter.__exit__(None, None, None)
+        await asyncio.sleep(0.05)
+
+    asyncio.run(asyncio.wait_for(work(), 10))
