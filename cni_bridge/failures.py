@@ -24,6 +24,12 @@ class Failures:
             self._errors.append(as_cni_error(error))
             return None
 
+    async def did(self, action: Awaitable[object]) -> bool:
+        """Whether the action succeeded."""
+        known = len(self._errors)
+        await self.collect(action)
+        return len(self._errors) == known
+
     def note(self, error: CniError) -> None:
         """One more failure."""
         self._errors.append(error)

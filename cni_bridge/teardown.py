@@ -32,19 +32,16 @@ async def detach(rt: Runtime, request: Request, attachment: Attachment, failures
     So nobody sends without the rules, or from an address that he has no more; a port that cannot be deleted is brought
     down. No address is given back as long as rules lead to it, or are made anew from the record.
     """
-    try:
-        await remove_links(rt, attachment)
-    except CniError as error:
-        failures.note(error)
+    if not await failures.did(remove_links(rt, attachment)):
         await failures.collect(rt.on_host(rt.datapath.silence, attachment.port.name))
-    try:
-        await remove_rules(rt, attachment)
-        rt.records.retire(attachment.owner)
-    except CniError as error:
-        failures.note(error)
-        return
-    if attachment.ipam_type:
+    if await failures.did(_retire(rt, attachment)) and attachment.ipam_type:
         await failures.collect(release(rt, request, attachment.ipam_type, attachment.owner))
+
+
+async def _retire(rt: Runtime, attachment: Attachment) -> None:
+    """Remove the rules, and have nobody make them anew; whoever does shares the lock of the rules."""
+    await remove_rules(rt, attachment)
+    rt.records.retire(attachment.owner)
 
 
 async def take_back(rt: Runtime, request: Request, ipam_type: str) -> None:
@@ -52,8 +49,7 @@ async def take_back(rt: Runtime, request: Request, ipam_type: str) -> None:
     async with rt.rules_lock.held(alone=False):  # nobody makes rules anew from the record until it has retired
         recorded = rt.records.read(request.owner)
         if recorded is not None:
-            await remove_rules(rt, recorded)
-            rt.records.retire(request.owner)
+            await _retire(rt, recorded)
     await release(rt, request, ipam_type, request.owner)
     rt.records.remove(request.owner)
 
@@ -80,16 +76,15 @@ def _remove_rules(rt: Runtime, attachment: Attachment) -> None:
 async def tear_down_unrecorded(rt: Runtime, request: Request) -> None:
     """Remove what the owner may have without a record.
 
-    Mostly there is nothing, for runtimes repeat DEL. Only where a draft, a lease or a link shows that there was
-    something, the rules are searched for the owner's mark.
+    Mostly there is nothing, for runtimes repeat DEL. Only where a lease or a link shows that there was something, the
+    rules are searched for the owner's mark.
     """
     owner, bridge, failures = request.owner, lenient(parse_bridge_name, request), Failures()
     held = await failures.collect(_held(rt, request))
     linked = await failures.collect(
         rt.on_host(rt.datapath.detach_unrecorded, owner, bridge, request.netns, request.netns_fd)
     )
-    was_there = held or linked or rt.records.announced(owner) is not None
-    for firewall in rt.firewalls.values() if was_there else ():
+    for firewall in rt.firewalls.values() if held or linked else ():
         await failures.collect(rt.on_host(firewall.forget, owner))
     failures.raise_any(f"removal of {owner}, of which there is no record")
 

@@ -142,7 +142,8 @@ async def collect(rt: Runtime, request: Request) -> None:
         if attachment.owner not in keep:
             await failures.collect(_collect_one(rt, request, attachment))
     waiting.require()
-    await failures.collect(_collect_addresses(rt, request, keep))
+    left = {each.owner for each in rt.records.all(network)}  # there may be rules that lead to their addresses
+    await failures.collect(_collect_addresses(rt, request, keep | left))
     await failures.collect(rt.on_host(rt.datapath.collect, network, keep))
     for firewall in rt.firewalls.values():
         await failures.collect(rt.on_host(firewall.collect, network, keep))
@@ -210,14 +211,12 @@ async def _release_unless_given_again(rt: Runtime, request: Request, conf: NetCo
 
 
 async def _tear_down_announced(rt: Runtime, request: Request, conf: NetConf) -> None:
-    """Remove what an ADD or a DEL left that was killed, or failed."""
+    """Remove what an ADD or a DEL left that was killed when it had no rules yet, or none any more."""
     ipam_type = rt.records.announced(request.owner)
     if ipam_type is None:
         return
     log.info("%s was not attached, or detached, to the end: attaching it anew", request.owner)
     await rt.on_host(rt.datapath.detach_unrecorded, request.owner, "", "")
-    for firewall in rt.firewalls.values():
-        await rt.on_host(firewall.forget, request.owner)
     await _release_unless_given_again(rt, request, conf, ipam_type)
 
 

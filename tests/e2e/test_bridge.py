@@ -477,6 +477,20 @@ def test_repeated_add_that_waits_in_vain_for_iptables_keeps_the_attachment(host:
     detach(host, conf)
 
 
+def test_del_keeps_the_address_as_long_as_the_rules_cannot_be_removed(host: Host) -> None:
+    conf = bridge_conf(ipam=DUAL_STACK, ipMasqBackend="iptables")
+    attach(host, conf)
+    held, rules = host.leases(), host.iptables_rules()
+    host.shell("echo 'request_timeout: 2' > /etc/cni-bridge/config.yaml")
+    holder = hold_lock(host, "/run/xtables.lock")
+    assert host.plugin("DEL", conf, "a").code == 11
+    assert list(host.links("a")) == ["lo"]
+    assert (host.leases(), host.iptables_rules()) == (held, rules)
+    holder.kill()
+    holder.wait()
+    detach(host, conf)
+
+
 @pytest.mark.parametrize("keys", [{}, {"ipMasqBackend": "iptables"}, {"ipMasq": False}, {"bridge": "cni1"}], ids=str)
 def test_failed_add_that_asks_for_something_else_leaves_nothing(host: Host, keys: Json) -> None:
     conf = bridge_conf(ipam=DUAL_STACK, ipMasqBackend="nftables")
