@@ -45,13 +45,16 @@ async def _retire(rt: Runtime, attachment: Attachment) -> None:
 
 
 async def take_back(rt: Runtime, request: Request, ipam_type: str) -> None:
-    """Remove the rules and the addresses of an ADD that failed, as far as it has come to them, and its record."""
-    async with rt.rules_lock.held(alone=False):  # nobody makes rules anew from the record until it has retired
+    """Remove the rules and then the addresses of an ADD that failed, as far as it has come to them."""
+    async with rt.rules_lock.held(alone=False):
         recorded = rt.records.read(request.owner)
         if recorded is not None:
-            await _retire(rt, recorded)
+            try:
+                await remove_rules(rt, recorded)
+            except CniError as error:  # of a firewall that does not work, there are none
+                log.warning("rules of %s may be left: %s", request.owner, error.msg)
+            rt.records.retire(request.owner)
     await release(rt, request, ipam_type, request.owner)
-    rt.records.remove(request.owner)
 
 
 async def remove_links(rt: Runtime, attachment: Attachment) -> None:

@@ -63,6 +63,7 @@ async def add(rt: Runtime, request: Request) -> Result:
             # A repeat that fails takes nothing back, for the container may be using what an earlier request made.
             async with Undo(active=recorded is None) as undo:
                 undo.push(partial(forget_link, rt, request.owner.network))
+                undo.push(partial(rt.on_host, rt.records.remove, request.owner))
                 undo.push(partial(take_back, rt, request, conf.ipam_type))
                 if recorded is None:
                     rt.records.announce(request.owner, conf.ipam_type)
