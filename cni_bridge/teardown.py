@@ -21,9 +21,9 @@ log = logging.getLogger(__name__)
 
 
 async def tear_down(rt: Runtime, attachment: Attachment) -> None:
-    """Remove the attachment's links and rules; whoever does holds its owner's lock, and shares that of the rules."""
+    """Remove the attachment's links and rules, as `detach` does; whoever does holds its owner's lock too."""
     await remove_links(rt, attachment)
-    await remove_rules(rt, attachment)
+    await _retire(rt, attachment)
 
 
 async def detach(rt: Runtime, request: Request, attachment: Attachment, failures: Failures) -> None:

@@ -199,7 +199,6 @@ async def _earlier_attachment(rt: Runtime, request: Request, conf: NetConf, targ
     log.info("%s was attached otherwise: attaching it anew", request.owner)
     async with rt.rules_lock.held(alone=False):  # nobody makes rules anew from the record until it is gone
         await tear_down(rt, recorded)
-        rt.records.retire(request.owner)
         await _release_unless_given_again(rt, request, conf, recorded.ipam_type)
         rt.records.remove(request.owner)
     return None
