@@ -14,7 +14,8 @@ import pytest
 
 from cni_bridge.cni.errors import CniError
 from cni_bridge.datapath import netns
-from cni_bridge.datapath.deletion import LinkDeleter
+from cni_bridge.datapath.deletion import LinkDeleter, _Wish
+from cni_bridge.datapath.departures import Departures
 from cni_bridge.datapath.messages import Link
 from cni_bridge.datapath.netlink import Netlink
 from cni_bridge.tag import MARK
@@ -232,28 +233,43 @@ def test_a_name_that_another_link_has_by_now_is_not_meant(place: Place, monkeypa
     assert place.names() == {"a", "ap"}
 
 
-def test_nobody_is_forgotten_when_all_threads_end_at_once(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = [f"v{number}" for number in range(24)]
-    place.make(*names)
+def test_nobody_is_forgotten_who_comes_when_all_threads_have_just_ended(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    place.make("a", "b")
+    monkeypatch.setattr("cni_bridge.datapath.deletion.Departures", refuse)  # so that it is the thread's end that tells
+    monkeypatch.setattr("cni_bridge.datapath.deletion._THREADS", 1)
+    end = _Wish.end
 
     async def work() -> None:
-        for first in range(0, len(names), 8):
-            eight = [asyncio.create_task(place.deleter.delete((each,))) for each in names[first : first + 8]]
-            time.sleep(0.1)  # noqa: ASYNC251 - so that the loop comes to all that has happened at once
-            await asyncio.wait(eight)
-            await place.deleter.delete(("none",))
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    asyncio.run(asyncio.wait_for(work(), 20))
+        def end_and_tell(wish: _Wish, failure: CniError | None) -> None:
+            if not ended.done():
+                ended.set_result(None)
+            end(wish, failure)
+
+        async def then() -> None:
+            await ended
+            await place.deleter.delete(("b",))
+
+        monkeypatch.setattr(_Wish, "end", end_and_tell)
+        await asyncio.wait_for(asyncio.gather(then(), place.deleter.delete(("a",))), 10)
+
+    asyncio.run(work())
     assert place.names() == set()
 
 
-def test_news_after_the_end_are_nobodys(place: Place) -> None:
-    place.make("a", "b")
-
-    async def work() -> None:
-        await place.deleter.delete(("a",))
-        place.netlink.delete_link("b")  # there is news to read
-        place.deleter.__exit__(None, None, None)
-        await asyncio.sleep(0.05)
-
-    asyncio.run(asyncio.wait_for(work(), 10))
+@pytest.mark.timeout(10)
+def test_there_is_no_news_after_the_end(place: Place) -> None:
+    departures = Departures()
+    place.make("a")
+    gone = place.netlink.link("a")
+    assert gone is not None
+    place.netlink.delete_link("a")
+    assert gone.index in departures.indexes()
+    departures.close()
+    assert list(departures.indexes()) == []
